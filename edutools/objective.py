@@ -1,0 +1,154 @@
+"""The loss of the value search: does the model say the target when δ is added?
+
+Axes: n facts · rows contexts and one essence prompt · tokens · answer target tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from edutools.arch import n_layers
+from edutools.hooks import capture, patch
+from edutools.keyvalue import ValueSearch, site_name
+from edutools.rows import SearchRows
+from edutools.scoring import final_logits, run
+
+__all__ = ["PARTS", "Objective", "Start"]
+
+PARTS = ("loss", "nll", "kl", "decay", "probability")
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What the facts look like before anything is added.
+
+    Args:
+        initial: state at the site, bare prompt, subject's last token.
+        radius: how long δ may become.
+        essence: log-probabilities of the essence prompt's next word.
+
+    Book: sec-rome-value
+    """
+
+    initial: Float[Tensor, "n d_out"]
+    radius: Float[Tensor, " n"]
+    essence: Float[Tensor, "n vocab"]
+
+    def pick(self, keep: Int[Tensor, " kept"]) -> Self:
+        """The same for some of the facts."""
+        keep = keep.to(self.initial.device)
+        return type(self)(self.initial[keep], self.radius[keep], self.essence[keep])
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The loss of `ValueSearch` for a model and a layer.
+
+    Args:
+        model: is run, never changed.
+        site: name of the module to whose output δ is added.
+        block: name of the block around it.
+        last: name of the last block, whose output the head reads.
+        search: weights of the parts of the loss.
+
+    Book: sec-rome-value
+    """
+
+    model: PreTrainedModel
+    site: str
+    block: str
+    last: str
+    search: ValueSearch
+
+    @classmethod
+    def at(cls, model: PreTrainedModel, layer: int, search: ValueSearch) -> Self:
+        """The loss for a value at this layer."""
+        return cls(
+            model=model,
+            site=site_name(model, layer, search.site),
+            block=site_name(model, layer, "block"),
+            last=site_name(model, n_layers(model) - 1, "block"),
+            search=search,
+        )
+
+    @torch.no_grad()
+    def start(self, rows: SearchRows) -> Start:
+        """Measure the state, its norm and the essence before the search."""
+        n = len(rows.ids)
+        names = {self.site, self.block, self.last}
+        with capture(self.model, names, stop=True) as seen:
+            run(seen, self.model, rows.ids.flatten(0, 1), rows.mask.flatten(0, 1))
+
+        def at(name: str, row: int, place: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+            h = seen[name].unflatten(0, (n, -1))  # (n, rows, tokens, d_out)
+            return h[torch.arange(n), row, place.to(h.device)]
+
+        initial = at(self.site, 0, rows.subject[:, 0]).float()
+        near = at(self.block, 0, rows.subject[:, 0]).float()
+        near = initial if self.search.clamp_to == "site" else near.to(initial.device)
+        logits = final_logits(self.model, at(self.last, -1, rows.essence)).float()
+        return Start(
+            initial=initial,
+            radius=self.search.clamp * near.norm(dim=1),
+            essence=logits.log_softmax(-1),
+        )
+
+    def losses(
+        self, rows: SearchRows, start: Start, delta_h: Float[Tensor, "n d_out"]
+    ) -> dict[str, Float[Tensor, " n"]]:
+        """Every part of the loss of every fact, with its δ added at its subject."""
+        logp, essence = self.predictions(rows, delta_h)
+        valid = rows.valid.to(logp.device)
+        counts = valid.sum(1)[:, None]
+        nll = -(logp * valid[:, None]).sum(2) / counts  # (n, contexts)
+        kl = (essence.exp() * (essence - start.essence)).sum(1)  # (n,)
+        power = 1 if self.search.decay == "norm" else 2
+        decay = delta_h.norm(dim=1) ** power / start.initial.norm(dim=1) ** 2
+        parts = {
+            "nll": nll.mean(1),
+            "kl": self.search.kl * kl,
+            "decay": self.search.weight_decay * decay.to(kl.device),
+        }
+        chance = (-nll).exp().mean(1)
+        return parts | {"loss": sum(parts.values()), "probability": chance}
+
+    def predictions(
+        self, rows: SearchRows, delta_h: Float[Tensor, "n d_out"]
+    ) -> tuple[Float[Tensor, "n contexts answer"], Float[Tensor, "n vocab"]]:
+        """Log-probabilities of the target's tokens, and of any essence word."""
+        after = self._last(rows, delta_h)  # (n, rows, tokens, d_out)
+        n, per_fact = after.shape[:2]
+        each = torch.arange(n, device=after.device)
+        context = torch.arange(per_fact - 1, device=after.device)[None, :, None]
+        places = rows.positions.to(after.device)
+        asked = after[each[:, None, None], context, places]  # (n, contexts, answer, d)
+        same = after[each, per_fact - 1, rows.essence.to(after.device)]  # (n, d_out)
+        flat = torch.cat([asked.flatten(0, 2), same])
+        logp = final_logits(self.model, flat).float().log_softmax(-1)
+        words = logp[:-n].unflatten(0, asked.shape[:3])  # (n, contexts, answer, vocab)
+        labels = rows.labels[:, None, :, None].to(logp.device)
+        labels = labels.expand(*words.shape[:3], 1)
+        return words.gather(-1, labels)[..., 0], logp[-n:]
+
+    def _last(
+        self, rows: SearchRows, delta_h: Float[Tensor, "n d_out"]
+    ) -> Float[Tensor, "n rows tokens d_out"]:
+        """States after the last block when δ is added at the site."""
+        n, per_fact, _ = rows.ids.shape
+        shift = delta_h.repeat_interleave(per_fact, 0)  # (n·rows, d_out)
+        where = rows.subject.flatten()
+
+        def add(h: Tensor) -> Tensor:  # (n·rows, tokens, d_out)
+            at = (torch.arange(len(h), device=h.device), where.to(h.device))
+            return h.index_put(at, (h[at].float() + shift.to(h.device)).to(h.dtype))
+
+        with (
+            patch(self.model, {self.site: add}),
+            capture(self.model, self.last, stop=True) as seen,
+        ):
+            run(seen, self.model, rows.ids.flatten(0, 1), rows.mask.flatten(0, 1))
+        return seen[self.last].unflatten(0, (n, per_fact))

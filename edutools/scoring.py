@@ -1,0 +1,133 @@
+"""How probable a model finds given answers: what search and evaluation measure.
+
+Axes: n answers · batch rows · tokens positions · vocab words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edutools.arch import architecture_of, n_layers, submodule
+from edutools.hooks import Seen, capture, evaluating
+from edutools.rows import AnswerRows, answer_rows
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of answers, in nats, under teacher forcing.
+
+    Attributes:
+        joint: log P[answer | prompt], the sum over the answer's tokens.
+        tokens: how many tokens each answer has.
+        hits: for each answer, whether each of its tokens is the model's first choice.
+
+    Book: sec-evaluation-conventions
+    """
+
+    joint: Float[Tensor, " n"]
+    tokens: Int[Tensor, " n"]
+    hits: tuple[tuple[bool, ...], ...]
+
+    @property
+    def per_token(self) -> Float[Tensor, " n"]:
+        """The mean log-probability of the answer's tokens, in nats."""
+        return self.joint / self.tokens
+
+    @property
+    def correct(self) -> Bool[Tensor, " n"]:
+        """Whether every token of the answer is the model's first choice."""
+        return torch.tensor([all(hit) for hit in self.hits])
+
+    def __repr__(self) -> str:
+        return f"Scores(n={len(self.hits)}, correct={int(self.correct.sum())})"
+
+
+def final_logits(
+    model: PreTrainedModel, hidden: Float[Tensor, "... d_model"]
+) -> Float[Tensor, "... vocab"]:
+    """Read states after the last block as next-token scores: final norm, then head."""
+    place = architecture_of(model)
+    return submodule(model, place.head)(submodule(model, place.final_norm)(hidden))
+
+
+def last_states(
+    model: PreTrainedModel, ids: Int[Tensor, "n tokens"], mask: Int[Tensor, "n tokens"]
+) -> Float[Tensor, "n tokens d_model"]:
+    """Run the blocks without the head; the states after the last of them."""
+    name = architecture_of(model).block(n_layers(model) - 1)
+    with capture(model, name, stop=True) as seen:
+        run(seen, model, ids, mask)
+    return seen[name]
+
+
+def run(
+    seen: Seen,
+    model: PreTrainedModel,
+    ids: Int[Tensor, "n tokens"],
+    mask: Int[Tensor, "n tokens"],
+) -> None:
+    """Send padded rows through the model on its own device, without a cache."""
+    seen.run(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        use_cache=False,
+    )
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    batch_size: int = 64,
+) -> Scores:
+    r"""Score one answer per prompt in one forward pass per batch of similar lengths.
+
+    .. math:: \log P[y \mid x] = \sum_j \log P[y_j \mid x, y_{<j}]
+
+    The head is applied only where answer tokens are predicted.
+
+    Args:
+        model: is not changed.
+        tokenizer: the model's.
+        prompts: texts that the answers continue.
+        answers: with or without the leading space, which is added where missing.
+        batch_size: prompts per forward pass; changes memory and speed only.
+
+    Raises:
+        ValueError: if the two lists differ in length, or an answer has no token.
+
+    Book: sec-evaluation-conventions
+    """
+    if not prompts and not answers:
+        return Scores(torch.zeros(0), torch.zeros(0, dtype=torch.long), ())
+    rows = answer_rows(tokenizer, prompts, answers)
+    order = rows.mask.sum(1).argsort(stable=True)
+    joint = torch.zeros(len(prompts))
+    best = torch.zeros_like(rows.labels)
+    with evaluating(model), torch.no_grad():
+        for part in order.split(batch_size):
+            picked, best[part] = _log_probs(model, rows, part)
+            joint[part] = (picked * rows.valid[part]).sum(1)
+    hits = [
+        tuple((guess == label)[valid].tolist())
+        for guess, label, valid in zip(best, rows.labels, rows.valid, strict=True)
+    ]
+    return Scores(joint=joint, tokens=rows.valid.sum(1), hits=tuple(hits))
+
+
+def _log_probs(
+    model: PreTrainedModel, rows: AnswerRows, part: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, "batch answer"], Int[Tensor, "batch answer"]]:
+    """Log-probability of each label and the likeliest token in its place."""
+    width = int(rows.mask[part].sum(1).max())
+    hidden = last_states(model, rows.ids[part, :width], rows.mask[part, :width])
+    places = rows.positions[part].to(hidden.device)
+    at = hidden[torch.arange(len(part), device=hidden.device)[:, None], places]
+    logp = final_logits(model, at).float().log_softmax(-1).cpu()  # (batch, answer, v)
+    return logp.gather(-1, rows.labels[part][..., None])[..., 0], logp.argmax(-1)
