@@ -6,15 +6,11 @@ the MLP (here: `write`) is the one that editors change.
 """
 
 import difflib
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -24,10 +20,8 @@ __all__ = [
     "UnknownArchitecture",
     "architecture_of",
     "check_layer",
-    "fingerprint",
     "n_layers",
     "oriented",
-    "provenance",
     "submodule",
 ]
 
@@ -235,40 +229,6 @@ def oriented(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
             "cannot be edited in place. Load the model in float32, float16 or bfloat16."
         )
     return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
-
-
-def fingerprint(weight: Shaped[Tensor, "..."]) -> str:
-    """Return a short hash of a weight, the same in float32 and in bfloat16.
-
-    The values are rounded to bfloat16 first, so that a model loaded in either
-    precision is recognised.
-
-    Book: sec-edits-as-values
-
-    >>> w = torch.tensor([[1.001, 2.0]])
-    >>> fingerprint(w) == fingerprint(w.bfloat16()), fingerprint(w) == fingerprint(-w)
-    (True, False)
-    """
-    rounded = weight.detach().to(torch.bfloat16).cpu().contiguous()
-    data = rounded.view(torch.int16).numpy().tobytes()
-    return hashlib.sha256(str(tuple(weight.shape)).encode() + data).hexdigest()[:16]
-
-
-def provenance(model: PreTrainedModel) -> dict[str, Any]:
-    """Return what identifies the model: name, revision, type, dtype, versions.
-
-    Of a model that was loaded from a folder only the folder's name is kept.
-
-    Book: sec-edits-as-values
-    """
-    name = str(getattr(model, "name_or_path", "") or "")
-    return {
-        "model": Path(name).name if Path(name).is_dir() else name,
-        "revision": getattr(model.config, "_commit_hash", None),
-        "model_type": model.config.model_type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-    }
 
 
 _EDITABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

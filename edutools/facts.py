@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Case", "Fact", "SubjectNotFound", "ZsreCase", "load_cases", "load_zsre"]
 
@@ -23,8 +23,7 @@ class SubjectNotFound(ValueError):  # noqa: N818
 class Fact:
     """One sentence to be made true: (subject, prompt) continued by the target.
 
-    Surrounding spaces are removed everywhere; one space is put in front of the target
-    when it is tokenized. Braces inside the subject are kept as they are.
+    Surrounding spaces are removed; braces inside the subject are kept.
 
     Args:
         subject: whom the fact is about. At least one visible character.
@@ -69,13 +68,12 @@ class Fact:
 
 @dataclass(frozen=True)
 class Case:
-    """A fact and the prompts that tell how well, and how narrowly, it was written.
+    """A fact and the texts that tell how well, and how narrowly, it was written.
 
     Args:
         fact: the fact to write.
-        paraphrases: full texts that should now be continued by the target, too.
-        neighborhood: full texts about other subjects of the same truth, which should
-            be continued as before.
+        paraphrases: texts that should now be continued by the target, too.
+        neighborhood: texts about other subjects of the same truth, to stay as before.
         generation: texts to be continued freely.
         relation: name of the relation, for grouping.
 
@@ -99,7 +97,7 @@ class Case:
             object.__setattr__(self, name, texts)
 
     @classmethod
-    def from_counterfact(cls, record: Mapping[str, Any]) -> Self:
+    def from_counterfact(cls, record: Mapping[str, Any]) -> "Case":
         """Read one record of the CounterFact schema.
 
         Raises:
@@ -203,11 +201,10 @@ class ZsreCase:
         return Fact(self.subject, prompt, self.answer)
 
     @classmethod
-    def from_zsre(cls, record: Mapping[str, Any]) -> Self:
+    def from_zsre(cls, record: Mapping[str, Any]) -> "ZsreCase":
         """Read one record of the zsRE schema (src, rephrase, answers, loc, loc_ans).
 
-        The unrelated question loses its marker 'nq question: ' and gains the question
-        mark that the data leave out.
+        The unrelated question loses its marker 'nq question: ' and gains a '?'.
 
         Raises:
             ValueError: if a key is missing (named in the message) or a value is bad.

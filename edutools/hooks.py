@@ -186,7 +186,7 @@ def _changer(name: str, change: Callable[[AnyTensor], AnyTensor]) -> Callable[..
         if new.shape != old.shape:
             raise ValueError(
                 f"The patch of {name!r} returned shape {tuple(new.shape)}; the "
-                f"module's output has {tuple(old.shape)}. Return a tensor of that shape."
+                f"module's output has {tuple(old.shape)}. Return one of that shape."
             )
         new = new.to(old.dtype)
         return new if isinstance(output, Tensor) else (new, *output[1:])

@@ -1,13 +1,11 @@
-"""From text to tokens and back: where a subject sits, what a target is, contexts.
+"""From text to tokens: where a subject sits, what a target is, contexts.
 
 Positions come from the tokenizer's character offsets, never from counting the tokens
-of pieces, which goes wrong with automatic BOS and with leading-space markers. The
-caller's tokenizer is never changed.
+of pieces, which goes wrong with automatic BOS and with leading-space markers.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -15,18 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.facts import SLOT, Fact, SubjectNotFound
-
-__all__ = [
-    "Batch",
-    "Prompt",
-    "context_prefixes",
-    "encode",
-    "fill",
-    "pad",
-    "subject_span",
-    "target_ids",
-    "token_ids",
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +39,9 @@ class Batch:
         """Arguments of the model's forward: `model(**batch.inputs)`."""
         return {"input_ids": self.ids, "attention_mask": self.mask}
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return type(self)(self.ids.to(device), self.mask.to(device))
+        return Batch(self.ids.to(device), self.mask.to(device))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -122,20 +108,15 @@ def token_ids(
     texts = list(texts)
     if not texts:
         return []
-    rows: list[list[int]] = tokenizer(
-        texts, add_special_tokens=True, verbose=False
-    ).input_ids
-    end = tokenizer.eos_token_id
-    if end is None or end == tokenizer.bos_token_id or not _appends(tokenizer, end):
-        return rows
-    return [row[:-1] for row in rows]  # what is continued must not have ended
+    rows: list[list[int]] = tokenizer(texts, verbose=False).input_ids
+    # A text to be continued must not have ended: drop a closing token, if any.
+    probe = tokenizer("a", verbose=False).input_ids
+    closed = len(probe) > 1 and probe[-1] == tokenizer.eos_token_id
+    return [row[:-1] for row in rows] if closed else rows
 
 
 def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Batch:
     """Stack token rows, padded on the right.
-
-    The padding id is the tokenizer's, else its end-of-text id, else 0; it has no
-    influence, since the mask excludes it.
 
     Raises:
         ValueError: if a row has no tokens.
@@ -145,8 +126,8 @@ def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Ba
     for index, row in enumerate(rows):
         if not len(row):
             raise ValueError(f"Text {index} is empty: it has no tokens. Leave it out.")
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    filler = next(token for token in known if token is not None)
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # masked in any case
+    filler = next(int(token) for token in known if isinstance(token, int))
     width = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), width), filler, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
@@ -173,8 +154,8 @@ def target_ids(
     """Return the ids of " " + target as they follow a text.
 
     They are the ids by which prompt + " " + target is longer than prompt, so no BOS
-    and no second leading-space marker can slip in. If tokenization runs across the
-    border between the two, the ids of " " + target alone are returned.
+    and no second leading-space marker slip in; or, if tokenization runs across the
+    border, the ids of " " + target alone.
 
     Args:
         tokenizer: the model's tokenizer; it is not changed.
@@ -207,9 +188,8 @@ def subject_span(
 ) -> tuple[int, int]:
     """Return the range [first, end) of the tokens that overlap the subject.
 
-    Counted in the tokens that `encode` gives for the full text; the subject's last
-    token, where editors read the key, is end - 1. Spaces around the subject do not
-    belong to it.
+    Counted in the tokens of `encode(tokenizer, [full_text])`. The subject's last
+    token, where editors read the key, is end - 1. Spaces around it do not belong to it.
 
     Args:
         tokenizer: the model's tokenizer, a fast one; it is not changed.
@@ -225,8 +205,7 @@ def subject_span(
     """
     if not tokenizer.is_fast:
         raise TypeError(
-            f"{type(tokenizer).__name__} has no character offsets. Load the tokenizer "
-            "with AutoTokenizer.from_pretrained(..., use_fast=True)."
+            f"{type(tokenizer).__name__} has no character offsets. Use a fast one."
         )
     bare = subject.strip()
     begin = len(text_before) + len(subject) - len(subject.lstrip())
@@ -236,11 +215,8 @@ def subject_span(
             f"The subject {subject!r} is not behind {text_before!r} in {full_text!r}."
         )
     coded = tokenizer(full_text, return_offsets_mapping=True, verbose=False)
-    inside = [
-        index
-        for index, (first, last) in enumerate(coded["offset_mapping"])
-        if first < end and last > begin
-    ]
+    offsets = enumerate(coded["offset_mapping"])
+    inside = [i for i, (first, last) in offsets if first < end and last > begin]
     if not inside:
         tokens = tokenizer.convert_ids_to_tokens(coded["input_ids"])
         raise SubjectNotFound(
@@ -262,16 +238,15 @@ def context_prefixes(
 ) -> tuple[str, ...]:
     """Let the model write n short texts to put in front of prompts.
 
-    Keys and values are averaged over such contexts, so that an edit does not depend on
-    the subject standing at the beginning.
+    Keys and values are averaged over them, so that an edit does not depend on the
+    subject standing at the beginning.
 
     Args:
         model: who writes.
         tokenizer: the model's tokenizer.
         n: how many.
         length: how many tokens the model adds to each start.
-        seed: seed of the sampling (top 5 at each step), which leaves torch's own
-            generator alone.
+        seed: seed of the sampling (top 5 at each step).
         starts: first words, taken in turn.
 
     Returns:
@@ -323,9 +298,3 @@ def _next_logits(
     special = [token for token in tokenizer.all_special_ids if token < last.shape[1]]
     last[:, special] = -torch.inf
     return last
-
-
-def _appends(tokenizer: PreTrainedTokenizerBase, end: int) -> bool:
-    """Whether the tokenizer closes every text by an end-of-text token."""
-    row: list[int] = tokenizer("a", add_special_tokens=True, verbose=False).input_ids
-    return len(row) > 1 and row[-1] == end

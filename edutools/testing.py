@@ -1,4 +1,4 @@
-"""Tiny models and tokenizers, made in a moment from nothing, for tests and exercises."""
+"""Tiny models and tokenizers, made from nothing, for tests and exercises."""
 
 import json
 

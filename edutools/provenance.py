@@ -1,0 +1,47 @@
+"""Which model a number comes from: names, versions and fingerprints of weights."""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+__all__ = ["fingerprint", "provenance"]
+
+
+def fingerprint(weight: Shaped[Tensor, "..."]) -> str:
+    """Return a short hash of a weight, the same in float32 and in bfloat16.
+
+    The values are rounded to bfloat16 first, so that a model loaded in either
+    precision is recognised.
+
+    Book: sec-edits-as-values
+
+    >>> w = torch.tensor([[1.001, 2.0]])
+    >>> fingerprint(w) == fingerprint(w.bfloat16()), fingerprint(w) == fingerprint(-w)
+    (True, False)
+    """
+    rounded = weight.detach().to(torch.bfloat16).cpu().contiguous()
+    data = rounded.view(torch.int16).numpy().tobytes()
+    return hashlib.sha256(str(tuple(weight.shape)).encode() + data).hexdigest()[:16]
+
+
+def provenance(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what identifies the model: name, revision, type, dtype, versions.
+
+    Of a model that was loaded from a folder only the folder's name is kept.
+
+    Book: sec-edits-as-values
+    """
+    name = str(getattr(model, "name_or_path", "") or "")
+    return {
+        "model": Path(name).name if Path(name).is_dir() else name,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "model_type": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
