@@ -1,8 +1,8 @@
 """Run the chapters in fresh kernels, so that a second run changes nothing.
 
-    python -m scripts.run_notebooks                  run all, say which outputs differ
-    python -m scripts.run_notebooks --store [FILE]   run and store the outputs
-    python -m scripts.run_notebooks --inspect FILE   only look at the stored state
+python -m scripts.run_notebooks                  run all, say which outputs differ
+python -m scripts.run_notebooks --store [FILE]   run and store the outputs
+python -m scripts.run_notebooks --inspect FILE   only look at the stored state
 """
 
 import argparse
@@ -17,7 +17,6 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
-from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -60,8 +59,7 @@ def run(path: Path, *, timeout: int = 1800) -> NotebookNode:
         record_timing=False,
         store_widget_state=True,
         resources={"metadata": {"path": str(path.parent)}},
-        # Sockets in a private folder: nothing on this machine can listen in.
-        config=Config(KernelManager={"transport": "ipc"}),
+        extra_arguments=["--log-level=ERROR"],
     ).execute()
     return steady(notebook)
 

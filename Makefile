@@ -1,0 +1,52 @@
+# Everything is done from here. `make help` lists the targets.
+#   make book               run every chapter afresh and build the book
+#   make book FROM=stored   build the book from the outputs stored in the chapters
+#   make test PYTEST_ARGS="-k frames"   arguments for pytest
+# VENV: folder of the environment; PYTHON: the interpreter to make it with.
+
+VENV ?= .venv
+FROM ?= fresh
+PYTEST_ARGS ?=
+PYTHON ?=
+PY := $(VENV)/bin/python
+
+export VENV
+ifneq ($(PYTHON),)
+export PYTHON
+endif
+# Waiting threads sleep: on a busy machine this is several times faster.
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup book outputs test check slides clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: ## make the environment in .venv (the other targets do it themselves)
+	@sh scripts/setup.sh book,test
+
+book: setup ## run every chapter and build the book; FROM=stored builds without running
+	@$(PY) -m scripts.build_book --from $(FROM)
+
+outputs: setup ## run every chapter and store its outputs in the notebook
+	@$(PY) -m scripts.run_notebooks --store
+
+test: setup ## all tests: units, doctests, notebooks, the built site in a browser
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+check: setup ## style, types and floors
+	@sh scripts/setup.sh dev
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pyright
+	@$(PY) -c 'from importlinter.cli import *; lint_imports_command()'
+
+slides: setup ## turn the pages of the built book into slides
+	@[ -f _build/html/book/intro.html ] || $(PY) -m scripts.build_book --from $(FROM)
+	@$(PY) -m scripts.make_slides
+
+clean: ## remove what was built; the environment stays
+	@rm -rf _build dist .coverage .hypothesis
+	@rm -rf .pytest_cache .ruff_cache .import_linter_cache
