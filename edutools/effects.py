@@ -240,7 +240,7 @@ def _by_role(trace: Trace) -> Float[Tensor, "roles layers"]:
     return torch.stack(rows)
 
 
-def _interval(values: Float[Tensor, "facts *rest"]) -> tuple[Tensor, Tensor, Tensor]:
+def _interval(values: Float[Tensor, "..."]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over facts, half of its 95 % interval, and the number of facts."""
     n = (~values.isnan()).sum(0)
     mean = values.nanmean(0)

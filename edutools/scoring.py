@@ -15,6 +15,8 @@ from edutools.arch import architecture_of, n_layers, submodule
 from edutools.hooks import Seen, capture, evaluating
 from edutools.rows import AnswerRows, answer_rows
 
+__all__ = ["Scores", "final_logits", "last_states", "run", "score"]
+
 
 @dataclass(frozen=True)
 class Scores:
