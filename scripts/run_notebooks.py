@@ -112,26 +112,35 @@ def _with_counted_widgets(notebook: NotebookNode) -> dict:
 
 def complaints(notebook: NotebookNode) -> list[str]:
     """Say what keeps the stored outputs of a notebook from being compared for real."""
-    found = []
-    wanted = 1
-    for number, cell in enumerate(notebook.cells):
-        if cell.cell_type != "code" or not cell.source.strip():
-            continue
-        if cell.execution_count is None:
-            found.append(f"cell {number} was never run; store it with `make outputs`")
-        elif cell.execution_count != wanted:
-            found.append(
-                f"cell {number} was run as number {cell.execution_count}, not {wanted}"
-            )
-        wanted += 1
-        if cell.source.rstrip().endswith(";"):
-            found.append(f"cell {number} ends with ';'; assign to `_` instead")
-        if "raises-exception" in cell.metadata.get("tags", []):
-            continue
-        if any(output.output_type == "error" for output in cell.outputs):
-            found.append(f"cell {number} stored an error")
+    code = [
+        (number, cell)
+        for number, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code" and cell.source.strip()
+    ]
+    found = [
+        f"cell {number} {complaint}"
+        for count, (number, cell) in enumerate(code, start=1)
+        for complaint in _of_cell(cell, count)
+    ]
     if steady(notebook) != notebook:
         found.append("it holds traces of one run; store it with `make outputs`")
+    return found
+
+
+def _of_cell(cell: NotebookNode, count: int) -> list[str]:
+    found = []
+    if cell.execution_count is None:
+        found.append("was never run; store it with `make outputs`")
+    elif cell.execution_count != count:
+        found.append(f"was run as number {cell.execution_count}, not {count}")
+    if cell.source.rstrip().endswith(";"):
+        found.append("ends with ';'; assign to `_` instead")
+    wanted = "raises-exception" in cell.metadata.get("tags", [])
+    failed = any(output.output_type == "error" for output in cell.outputs)
+    if failed and not wanted:
+        found.append("stored an error")
+    if wanted and not failed:
+        found.append("is tagged raises-exception and stored no error")
     return found
 
 

@@ -10,8 +10,10 @@ from sphinx.application import Sphinx
 CLOSING = re.compile(r"^(\s*)(Source|Book):\s+(.*)$")
 
 
-def part_closing_lines(app, what, name, thing, options, lines: list[str]) -> None:
+def part_closing_lines(*event: object) -> None:
     """Set each closing line apart; link the label after `Book:`."""
+    lines = event[-1]
+    assert isinstance(lines, list)
     shown: list[str] = []
     for line in lines:
         found = CLOSING.match(line)

@@ -1,0 +1,101 @@
+"""House rules that no tool checks."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "edutools").glob("**/*.py"))
+
+
+def body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its signature and docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return function.end_lineno - body[0].lineno + 1 if body else 0
+
+
+def functions(source: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
+def test_no_module_is_longer_than_300_lines():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in MODULES}
+    assert {name: n for name, n in lengths.items() if n > 300} == {}
+
+
+def test_no_function_is_longer_than_40_lines():
+    long = {
+        f"{path.name}:{function.name}": body_length(function)
+        for path in MODULES
+        for function in functions(path.read_text())
+        if body_length(function) > 40
+    }
+    assert long == {}
+
+
+def test_the_length_of_a_function_is_that_of_its_body():
+    (function,) = functions(
+        'def f(\n    x,\n):\n    """Say."""\n    y = x\n    return y\n'
+    )
+    assert body_length(function) == 2
+
+
+def test_everything_public_has_a_docstring():
+    silent = [
+        f"{path.name}:{node.name}"
+        for path in MODULES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not any(ast.unparse(d) == "overload" for d in node.decorator_list)
+        and not ast.get_docstring(node)
+    ]
+    assert silent == []
+
+
+def test_the_api_page_shows_every_module():
+    text = (ROOT / "book" / "reference" / "api.md").read_text()
+    shown = [
+        line.split("::")[1].strip()
+        for line in text.splitlines()
+        if line.startswith(".. automodule::")
+    ]
+    modules = [
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in MODULES
+        if not path.name.startswith("_")
+    ]
+    assert sorted(shown) == modules
+
+
+IMPORT = """
+import logging, random, sys
+import torch, transformers
+before = torch.random.get_rng_state(), random.getstate(), list(logging.root.handlers)
+loaded = set(sys.modules)
+import edutools
+after = torch.random.get_rng_state(), random.getstate(), list(logging.root.handlers)
+assert torch.equal(before[0], after[0]) and before[1:] == after[1:], "state changed"
+new = {name.split(".")[0] for name in set(sys.modules) - loaded}
+print(" ".join(sorted(new)))
+"""
+
+
+@pytest.fixture(scope="module")
+def pulled_in() -> set[str]:
+    """The packages that `import edutools` adds to torch and transformers."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, cwd=ROOT
+    )
+    assert not done.returncode, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_is_quiet_and_light(pulled_in):
+    assert "edutools" in pulled_in
+    heavy = {"matplotlib", "ipywidgets", "pandas", "datasets", "peft", "accelerate"}
+    assert not pulled_in & heavy
