@@ -132,9 +132,9 @@ def cholesky(matrix: Float[Tensor, "d d"], name: str = "C") -> Cholesky:
     if int(info) or bool(weak.any()):
         column = int(info) - 1 if int(info) else int(weak.nonzero()[0])
         raise ValueError(
-            f"{name} is not positive definite: direction {column} of {len(matrix)} is a "
-            "combination of those before it, so it was measured on too few different "
-            f"tokens. Use at least {len(matrix)}, better ten times as many."
+            f"{name} is not positive definite: direction {column} of {len(matrix)} "
+            "is a combination of those before it, so it was measured on too few "
+            f"different tokens. Use at least {len(matrix)}, better ten times as many."
         )
     return Cholesky(lower)
 
@@ -144,8 +144,8 @@ def weak_columns(
 ) -> Bool[Tensor, " d"]:
     """Which columns of lower @ lowerᵀ combine those before them, up to rounding.
 
-    The ratio of the squared diagonal of `lower` to the matrix's is the share of column i that the earlier ones do not
-    explain; it does not depend on the scale of the columns.
+    The squared diagonal of `lower`, over that of the matrix, is the share of a column
+    that the earlier ones do not explain. The scale of the columns drops out.
 
     Book: sec-emmet-closed-form
     """

@@ -1,0 +1,301 @@
+"""Measure what an edit must not disturb: C = E[k kᵀ] of a layer over ordinary text.
+
+Every token counts, padding never. Moments are measured before any edit and carry what
+identifies the model, so that those of another model are refused.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edutools.arch import architecture_of, check_layer, oriented, submodule
+from edutools.hooks import capture, evaluating
+from edutools.prompts import pad, token_ids
+from edutools.provenance import fingerprint, provenance
+from edutools.secondmoment import SecondMoment
+
+__all__ = [
+    "SecondMoment",
+    "check_moments",
+    "identity_moment",
+    "load_moments",
+    "save_moments",
+    "second_moment",
+]
+
+CHUNK = 512  # texts that are tokenized, and sorted by length, together
+
+
+@overload
+def second_moment(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    layer: int,
+    layers: None = None,
+    dataset: str = "",
+    batch_tokens: int = 4096,
+    progress: bool = True,
+) -> SecondMoment: ...
+@overload
+def second_moment(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    layer: None = None,
+    layers: Sequence[int],
+    dataset: str = "",
+    batch_tokens: int = 4096,
+    progress: bool = True,
+) -> dict[int, SecondMoment]: ...
+def second_moment(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    layer: int | None = None,
+    layers: Sequence[int] | None = None,
+    dataset: str = "",
+    batch_tokens: int = 4096,
+    progress: bool = True,
+) -> SecondMoment | dict[int, SecondMoment]:
+    r"""Measure C = E[k kᵀ] of one layer, or of several in one pass.
+
+    .. math:: C = \frac1N \sum_{\text{tokens}} k\,k^\top
+
+    The pass stops after the highest layer asked for. Texts are cut off at the model's
+    context and weigh as much as they have tokens. The model must be the one that is to
+    be edited, before any edit.
+
+    Args:
+        model: whose keys.
+        tokenizer: the model's tokenizer.
+        texts: ordinary text; empty ones count for nothing but a BOS, if there is one.
+        layer: one layer, for a single moment.
+        layers: several layers, for a dict of moments.
+        dataset: what the texts are, for the record.
+        batch_tokens: tokens per forward pass, padding included.
+        progress: show a progress bar if there is a terminal.
+
+    Returns:
+        A `SecondMoment` for `layer`, a dict from layer to `SecondMoment` for `layers`.
+
+    Raises:
+        ValueError: if not exactly one of layer and layers is given, a layer does not
+            exist, or there is no text with a token in it.
+
+    Source: Meng et al. 2022 (ROME), eq. 2 and appendix E.5.
+    Book: sec-second-moment
+    """
+    if (layer is None) == (layers is None):
+        raise ValueError(
+            f"Give either layer=17 or layers=(3, 4, 5); got layer={layer!r} and "
+            f"layers={layers!r}."
+        )
+    if isinstance(texts, str):
+        raise TypeError("texts must be several texts, not one. Pass [text].")
+    wanted = [] if layer is None else [layer]
+    wanted += layers or []
+    moments = {item: _start(model, tokenizer, item, dataset) for item in wanted}
+    if not moments:
+        raise ValueError("layers is empty. Give at least one layer.")
+    shown = tqdm(texts, "second moment", disable=None if progress else True)
+    moments = _measure(model, tokenizer, shown, moments, batch_tokens)
+    if not all(moment.count for moment in moments.values()):
+        raise ValueError("The texts have no tokens. Give one that is not empty.")
+    return moments if layer is None else moments[layer]
+
+
+def save_moments(
+    moments: Mapping[int, SecondMoment],
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Write one file per layer into a folder.
+
+    Book: sec-second-moment
+    """
+    for layer, moment in moments.items():
+        moment.save(Path(folder) / f"moment-{layer}.safetensors", dtype=dtype)
+
+
+def load_moments(folder: str | Path) -> dict[int, SecondMoment]:
+    """Read the moments of all layers that `save_moments` has written.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+        ValueError: if a file is truncated, damaged or of another kind.
+
+    Book: sec-second-moment
+    """
+    files = {
+        int(path.stem.removeprefix("moment-")): path
+        for path in Path(folder).glob("moment-*.safetensors")
+    }
+    if not files:
+        raise FileNotFoundError(
+            f"No second moments in {str(folder)!r}. Measure them with second_moment "
+            "and keep them with save_moments."
+        )
+    return {layer: SecondMoment.load(files[layer]) for layer in sorted(files)}
+
+
+def identity_moment(model: PreTrainedModel, layer: int) -> SecondMoment:
+    """Return C = I in place of a measured moment: it protects no key in particular.
+
+    Some published implementations use it silently; here it has to be asked for.
+
+    Raises:
+        ValueError: if the model has no such layer.
+
+    Book: sec-second-moment
+    """
+    check_layer(model, layer)
+    arch = architecture_of(model)
+    d_in = oriented(submodule(model, arch.write(layer))).shape[1]
+    info = _origin(model, layer) | {"dataset": "none (identity)"}
+    return SecondMoment(torch.eye(d_in, dtype=torch.float64) * d_in, d_in, info)
+
+
+def check_moments(
+    model: PreTrainedModel,
+    moments: Mapping[int, SecondMoment] | None,
+    layers: Sequence[int],
+    *,
+    method: str = "The method",
+) -> None:
+    """Refuse moments that cannot serve to edit these layers of this model.
+
+    A moment of the same model before an edit is accepted, as sequential editing needs.
+
+    Args:
+        model: the model to be edited.
+        moments: layer -> moment.
+        layers: the layers to be edited.
+        method: name of the method, for the message.
+
+    Raises:
+        ValueError: if a moment is missing, belongs to another model, or counts fewer
+            tokens than keys have dimensions.
+
+    Book: sec-second-moment
+    """
+    missing = [layer for layer in layers if layer not in (moments or {})]
+    if missing:
+        raise ValueError(
+            f"{method} edits layers {list(layers)} but moments has none for {missing}. "
+            f"Compute it with second_moment(model, tokenizer, texts, "
+            f"{f'layer={missing[0]}' if len(missing) == 1 else f'layers={missing}'})."
+        )
+    for layer in layers:
+        _check_origin(model, dict(moments or {})[layer], layer)
+
+
+def _check_origin(model: PreTrainedModel, moment: SecondMoment, layer: int) -> None:
+    name = provenance(model)["model"] or "this model"
+    origin = f"measured on {moment.info.get('model') or 'an unnamed model'!r}"
+    d_in, size = _d_in(model, layer), len(moment.total)
+    if size != d_in:
+        raise ValueError(
+            f"moments[{layer}] is {size} x {size}, {origin}; layer {layer} of {name!r} "
+            f"takes keys of size {d_in}. Measure it on this model."
+        )
+    if moment.info.get("embedding") not in (None, _embedding(model)):
+        raise ValueError(
+            f"moments[{layer}] was {origin}, whose token embedding differs from that "
+            f"of {name!r}. Measure it on this model."
+        )
+    if moment.info.get("layer", layer) != layer:
+        raise ValueError(
+            f"moments[{layer}] was measured at layer {moment.info['layer']}. Measure "
+            f"it at layer {layer}."
+        )
+    if moment.count < d_in:
+        raise ValueError(
+            f"moments[{layer}] counts {moment.count} tokens for keys of size {d_in}, "
+            f"so it has no inverse. Use at least {d_in} tokens (100,000 is usual)."
+        )
+
+
+def _origin(model: PreTrainedModel, layer: int) -> dict[str, Any]:
+    arch = architecture_of(model)
+    write = oriented(submodule(model, arch.write(layer)))
+    return provenance(model) | {
+        "layer": layer,
+        "module": arch.write(layer),
+        "weight": fingerprint(write),
+        "embedding": _embedding(model),
+    }
+
+
+def _embedding(model: PreTrainedModel) -> str:
+    weight = model.get_parameter(f"{architecture_of(model).embedding}.weight")
+    return fingerprint(weight)
+
+
+def _start(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layer: int,
+    dataset: str,
+) -> SecondMoment:
+    info = _origin(model, check_layer(model, layer)) | {
+        "tokenizer": f"{type(tokenizer).__name__} of {len(tokenizer)} tokens",
+        "dataset": dataset,
+    }
+    return SecondMoment.empty(_d_in(model, layer), info)
+
+
+@torch.no_grad()
+def _measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    moments: dict[int, SecondMoment],
+    batch_tokens: int,
+) -> dict[int, SecondMoment]:
+    names = {layer: moment.info["module"] for layer, moment in moments.items()}
+    limit = getattr(model.config, "max_position_embeddings", None)
+    with (
+        evaluating(model),
+        capture(model, names.values(), inputs=True, stop=True) as seen,
+    ):
+        for rows in _batches(tokenizer, texts, limit, batch_tokens):
+            batch = pad(tokenizer, rows).to(model.device)
+            seen.run(**batch.inputs, use_cache=False)
+            for layer, name in names.items():
+                mask = batch.mask.to(seen[name].device)
+                moments[layer] = moments[layer].update(seen[name], mask)
+    return {layer: moment.to("cpu") for layer, moment in moments.items()}
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    limit: int | None,
+    batch_tokens: int,
+) -> Iterator[list[list[int]]]:
+    """Token rows of similar length, cut off at the context, empty ones left out."""
+    stream = iter(texts)
+    while chunk := list(islice(stream, CHUNK)):
+        rows = sorted((row[:limit] for row in token_ids(tokenizer, chunk)), key=len)
+        batch: list[list[int]] = []
+        for row in filter(None, rows):
+            if batch and (len(batch) + 1) * len(row) > batch_tokens:
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+
+def _d_in(model: PreTrainedModel, layer: int) -> int:
+    return oriented(submodule(model, architecture_of(model).write(layer))).shape[1]

@@ -1,0 +1,174 @@
+"""The second moment of keys as a value: E[k kᵀ], how many tokens, and where from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edutools.factored import Cholesky, cholesky
+
+__all__ = ["SecondMoment"]
+
+FORMAT = "edutools second moment 1"
+SAME = ("model_type", "module", "layer", "weight", "embedding")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SecondMoment:
+    """The mean of k kᵀ over the tokens seen so far; uncentred.
+
+    Args:
+        total: the sum of k kᵀ, in float64.
+        count: how many tokens it sums over.
+        info: where it comes from: model, revision, fingerprints, layer, data, dtype.
+
+    Book: sec-second-moment
+
+    >>> moment = SecondMoment.empty(2).update(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+    >>> moment.value
+    tensor([[0.5000, 0.0000],
+            [0.0000, 4.5000]], dtype=torch.float64)
+    """
+
+    total: Float[Tensor, "d_in d_in"]
+    count: int
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, d_in: int, info: Mapping[str, Any] | None = None) -> "SecondMoment":
+        """A moment that has seen nothing yet."""
+        return cls(torch.zeros(d_in, d_in, dtype=torch.float64), 0, info or {})
+
+    @property
+    def value(self) -> Float[Tensor, "d_in d_in"]:
+        """C = E[k kᵀ], in float64.
+
+        Raises:
+            ValueError: if no token has been counted.
+        """
+        if self.count == 0:
+            raise ValueError(
+                f"The second moment of {self.place} counts no tokens, so it has no "
+                "mean. Measure it on texts that are not empty."
+            )
+        return self.total / self.count
+
+    @cached_property
+    def factor(self) -> Cholesky:
+        """The Cholesky factor of C, computed once; the closed forms accept it as C.
+
+        Raises:
+            ValueError: if C is not positive definite (too few tokens).
+        """
+        return cholesky(self.value, f"The second moment of {self.place}")
+
+    @property
+    def place(self) -> str:
+        """Layer and model, in words."""
+        model = self.info.get("model") or "an unnamed model"
+        return f"layer {self.info.get('layer', '?')} of {model!r}"
+
+    def update(
+        self,
+        keys: Float[Tensor, "*tokens d_in"],
+        mask: Bool[Tensor, "*tokens"] | Int[Tensor, "*tokens"] | None = None,
+    ) -> "SecondMoment":
+        """The moment that has also seen these keys.
+
+        Products are in float32, where the keys are; the sum is in float64.
+
+        Args:
+            keys: one key per token.
+            mask: 0 for tokens that do not count (padding).
+        """
+        rows = keys.flatten(0, -2) if mask is None else keys[mask.bool()]
+        rows = rows.detach().float()
+        total = self.total.to(rows.device) + (rows.T @ rows).double()
+        return SecondMoment(total, self.count + len(rows), self.info)
+
+    def merge(self, other: "SecondMoment") -> "SecondMoment":
+        """The moment over the tokens of both.
+
+        Raises:
+            ValueError: if they come from different models, layers or key sizes.
+        """
+        mine, theirs = (
+            {"d_in": len(part.total)} | {name: part.info.get(name) for name in SAME}
+            for part in (self, other)
+        )
+        if mine != theirs:
+            raise ValueError(
+                f"Second moments of different keys cannot be merged: {self} of {mine} "
+                f"and {other} of {theirs}. Merge those of one layer of one model."
+            )
+        total = self.total + other.total.to(self.total.device)
+        return SecondMoment(total, self.count + other.count, self.info)
+
+    def to(self, device: torch.device | str) -> "SecondMoment":
+        """The same on another device."""
+        return SecondMoment(self.total.to(device), self.count, self.info)
+
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float64) -> None:
+        """Write it to one safetensors file, which also holds count and origin.
+
+        Args:
+            path: the file; it appears only when it is complete.
+            dtype: float32 halves the file and rounds C to seven digits.
+
+        Book: sec-second-moment
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {
+            "format": FORMAT,
+            "count": str(self.count),
+            "info": json.dumps(dict(self.info), sort_keys=True),
+        }
+        partial = path.with_name(path.name + ".partial")
+        save_file({"total": self.total.cpu().to(dtype).contiguous()}, partial, metadata)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SecondMoment":
+        """Read what `save` has written.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is truncated, damaged or of another kind.
+
+        Book: sec-second-moment
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"No second moment at {str(path)!r}. Measure one with second_moment "
+                "and keep it with save."
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                total = file.get_tensor("total") if metadata.get("format") else None
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path.name} ({path.stat().st_size} bytes) is truncated or damaged "
+                f"({error}). Copy it again, or measure the second moment anew."
+            ) from None
+        if metadata.get("format") != FORMAT or total is None:
+            raise ValueError(
+                f"{path.name} is not a second moment: its format is "
+                f"{metadata.get('format')!r}, not {FORMAT!r}. Give one that save wrote."
+            )
+        info = json.loads(metadata["info"])
+        return cls(total.double(), int(metadata["count"]), info)
+
+    def __repr__(self) -> str:
+        size = len(self.total)
+        return f"SecondMoment({size} x {size}, {self.count} tokens, {self.place})"
