@@ -115,9 +115,9 @@ class Case:
         )
         return cls(
             fact,
-            paraphrases=_at(record, "paraphrase_prompts"),
-            neighborhood=_at(record, "neighborhood_prompts"),
-            generation=record.get("generation_prompts", ()),
+            paraphrases=_listed(record, "paraphrase_prompts"),
+            neighborhood=_listed(record, "neighborhood_prompts"),
+            generation=_texts("generation", record.get("generation_prompts", ())),
             relation=rewrite.get("relation_id", ""),
         )
 
@@ -189,15 +189,13 @@ class ZsreCase:
                 f"ZsreCase.subject {self.subject!r} does not occur in the question "
                 f"{self.question!r}. Spell both alike."
             )
-        if SLOT in self.question:
-            raise ValueError(
-                f"ZsreCase.question must not hold '{{}}'; got {self.question!r}."
-            )
 
     @property
     def fact(self) -> Fact:
         """The question as a fact: its first mention of the subject is the slot."""
-        prompt = self.question.replace(self.subject, SLOT, 1)
+        prompt = self.question.replace(
+            self.subject, SLOT, 1
+        )  # Fact refuses a second {}
         return Fact(self.subject, prompt, self.answer)
 
     @classmethod
@@ -281,6 +279,10 @@ def _at(record: Mapping[str, Any], key: str, inside: str = "") -> Any:
         where = f" in {inside!r}" if inside else ""
         raise ValueError(f"The key {key!r} is missing{where}; found {sorted(record)}.")
     return record[key]
+
+
+def _listed(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    return _texts(key, _at(record, key))
 
 
 def _stripped(name: str, value: Any) -> str:

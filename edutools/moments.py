@@ -174,8 +174,6 @@ def check_moments(
 ) -> None:
     """Refuse moments that cannot serve to edit these layers of this model.
 
-    A moment of the same model before an edit is accepted, as sequential editing needs.
-
     Args:
         model: the model to be edited.
         moments: layer -> moment.

@@ -1,0 +1,194 @@
+"""The folder an edit is kept in, which PEFT can load as a LoRA adapter.
+
+A change left @ right is an adapter with B = left, A = right and alpha = rank. What PEFT
+has no place for (facts, method, fingerprints) is in edit.json.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from edutools.solve import LowRank
+
+__all__ = ["load_folder", "push_folder", "save_folder"]
+
+FORMAT = "edutools edit 1"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+EDIT = "edit.json"
+PREFIX = "base_model.model."
+
+Deltas = Mapping[str, LowRank]
+Info = Mapping[str, Any]
+
+
+def save_folder(deltas: Deltas, info: Info, folder: Path) -> None:
+    """Write changes and their origin: adapter, adapter_config, edit.json and card.
+
+    Book: sec-sharing-edits
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, delta in deltas.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = (
+            delta.right.cpu().clone().contiguous()
+        )
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = delta.left.cpu().clone().contiguous()
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    _write_json(folder / CONFIG, adapter_config(deltas, info))
+    _write_json(folder / EDIT, {"format": FORMAT, "weights": list(deltas)} | dict(info))
+    (folder / "README.md").write_text(card(deltas, info), encoding="utf-8")
+
+
+def load_folder(
+    folder: str | Path, *, revision: str | None = None
+) -> tuple[dict[str, LowRank], dict[str, Any]]:
+    """Read changes and their origin from a folder, or from the Hub.
+
+    Raises:
+        FileNotFoundError: if neither exists.
+        ValueError: if a file is truncated or damaged.
+
+    Book: sec-sharing-edits
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        path = _download(str(folder), revision)
+    if not (path / EDIT).is_file() or not (path / WEIGHTS).is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no edit: {EDIT} or {WEIGHTS} is missing. Give a "
+            "folder written by Edit.save_pretrained."
+        )
+    try:
+        info = json.loads((path / EDIT).read_text(encoding="utf-8"))
+        tensors = load_file(path / WEIGHTS)
+        deltas = {name: _factors(tensors, name) for name in info.pop("weights")}
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(
+            f"The edit in {path.name!r} is truncated or damaged ({error}). Copy it "
+            "again, or make it anew."
+        ) from None
+    if info.pop("format", None) != FORMAT:
+        raise ValueError(f"{EDIT} in {path.name!r} is not of format {FORMAT!r}.")
+    return deltas, info
+
+
+def push_folder(deltas: Deltas, info: Info, repo_id: str, *, private: bool) -> str:
+    """Upload the folder to the Hub; return the address of the repository.
+
+    Book: sec-sharing-edits
+    """
+    api = HfApi()
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        save_folder(deltas, info, Path(folder))
+        api.upload_folder(repo_id=repo_id, folder_path=folder)
+    return str(url)
+
+
+def adapter_config(deltas: Deltas, info: Info) -> dict[str, Any]:
+    """The settings by which PEFT rebuilds the changes: scale one, rank per module.
+
+    Source: the file format of the PEFT library, LoRA with alpha = rank.
+    Book: sec-sharing-edits
+    """
+    ranks = {name: delta.rank for name, delta in deltas.items()}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": info.get("model", ""),
+        "revision": info.get("revision"),
+        "inference_mode": True,
+        "target_modules": list(deltas),
+        "r": max(ranks.values(), default=1),
+        "lora_alpha": max(ranks.values(), default=1),
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": bool(info.get("transposed")),
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def card(deltas: Deltas, info: Info) -> str:
+    """The README of the folder: what was written, into what, and how to use it.
+
+    Book: sec-sharing-edits
+    """
+    model = info.get("model") or "a model without a name"
+    base = [f"base_model: {model}"] if "/" in model else []
+    facts = [f"- {_sentence(fact)}" for fact in info.get("facts", [])]
+    changes = [f"- `{name}`: {delta!r}" for name, delta in deltas.items()]
+    lines = [
+        "---",
+        "library_name: peft",
+        "tags: [model-editing, edutools]",
+        *base,
+        "---",
+        f"# An edit of {model}",
+        "",
+        "**The facts written here may be false.** They were put into the model's",
+        "weights to study model editing. Do not take the edited model for a source of",
+        "knowledge.",
+        "",
+        "## Facts written",
+        "",
+        *(facts or ["- (not recorded)"]),
+        "",
+        "## Weights changed",
+        "",
+        *changes,
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from edutools.change import Edit",
+        'edit = Edit.from_pretrained("this folder")',
+        "with edit.applied(model):",
+        "    ...",
+        "```",
+        "",
+        "or as a LoRA adapter: `peft.PeftModel.from_pretrained(model, folder)`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _sentence(fact: Mapping[str, Any]) -> str:
+    before, _, after = fact["prompt"].partition("{}")
+    text = f"{before}{fact['subject']}{after} **{fact['target']}**"
+    if fact.get("truth"):
+        text += f" (before: {fact['truth']})"
+    return " ".join(text.split())
+
+
+def _factors(tensors: Mapping[str, Any], name: str) -> LowRank:
+    left = tensors[f"{PREFIX}{name}.lora_B.weight"]
+    return LowRank(left, tensors[f"{PREFIX}{name}.lora_A.weight"])
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    files = [EDIT, WEIGHTS]
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise FileNotFoundError(
+            f"No edit at {repo_id!r}: there is no such folder, and the Hub did not "
+            f"give it ({type(error).__name__}: {reason}). Check the name and the "
+            "connection."
+        ) from None
