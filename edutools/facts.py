@@ -4,12 +4,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 __all__ = ["Case", "Fact", "SubjectNotFound", "ZsreCase", "load_cases", "load_zsre"]
 
 SLOT = "{}"
-T = TypeVar("T")
 
 
 class SubjectNotFound(ValueError):  # noqa: N818
@@ -131,8 +130,7 @@ class Case:
         """
         if self.fact.truth is None:
             raise ValueError(
-                f"Fact.truth of {self.fact.text!r} is None, but the CounterFact schema "
-                "needs a target_true. Give the fact a truth."
+                f"The CounterFact schema needs a truth; {self.fact.text!r} has none."
             )
         record = {
             "requested_rewrite": {
@@ -184,18 +182,16 @@ class ZsreCase:
         for name in self.__dataclass_fields__:
             value = _stripped(f"ZsreCase.{name}", getattr(self, name))
             object.__setattr__(self, name, value)
-        if self.subject not in self.question:
+        if self.subject not in self.question or SLOT in self.question:
             raise SubjectNotFound(
-                f"ZsreCase.subject {self.subject!r} does not occur in the question "
-                f"{self.question!r}. Spell both alike."
+                f"ZsreCase.question must hold the subject {self.subject!r}, spelled "
+                f"alike, and no '{{}}'; got {self.question!r}."
             )
 
     @property
     def fact(self) -> Fact:
         """The question as a fact: its first mention of the subject is the slot."""
-        prompt = self.question.replace(
-            self.subject, SLOT, 1
-        )  # Fact refuses a second {}
+        prompt = self.question.replace(self.subject, SLOT, 1)
         return Fact(self.subject, prompt, self.answer)
 
     @classmethod
@@ -248,7 +244,7 @@ def load_zsre(path: str | Path) -> list[ZsreCase]:
     return _load(path, ZsreCase.from_zsre)
 
 
-def _load(path: str | Path, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
+def _load(path: str | Path, read: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
