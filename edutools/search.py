@@ -55,6 +55,13 @@ class TargetStates:
         last = self.iterations[:, None] - 1
         return self.history["probability"].gather(1, last)[:, 0]
 
+    def summary(self) -> dict[str, list[float]]:
+        """How each fact's search ended, as plain numbers for the record."""
+        return {
+            "probability": self.probability.tolist(),
+            "iterations": self.iterations.tolist(),
+        }
+
     def __repr__(self) -> str:
         n = self.values.shape[1]
         p = float(self.probability.mean())

@@ -1,0 +1,126 @@
+"""What every editor is: a few frozen numbers and a `compute`."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edutools.arch import check_layer
+from edutools.change import Edit
+from edutools.facts import Fact
+from edutools.moments import SecondMoment, check_moments
+from edutools.settings import preset_row, read, write
+
+__all__ = ["COVARIANCES", "Method", "Moments", "choice"]
+
+Moments = Mapping[int, SecondMoment]
+COVARIANCES = ("moments", "identity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """How to write facts: hyperparameters, never data.
+
+    A method of your own is a frozen dataclass with fields `layers` and `covariance`
+    (or properties of these names), a `bibtex`, and a `compute`.
+    `testing.check_method` tells whether it keeps its promises.
+
+    Book: sec-methods
+    """
+
+    bibtex: ClassVar[str] = ""
+
+    @abstractmethod
+    def compute(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        moments: Moments,
+    ) -> Edit:
+        """The change that writes the facts; the model stays as it is."""
+
+    def edited(self) -> tuple[int, ...]:
+        """The layers whose moments the method needs."""
+        return tuple(getattr(self, "layers", ()))
+
+    def resolved(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> Self:
+        """The same with everything written down that the model had to make up."""
+        return self
+
+    def check(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        moments: Moments,
+    ) -> None:
+        """Refuse, before any work, what the method cannot do.
+
+        Raises:
+            ValueError: if a layer or its moment is missing or unfit, or, in methods
+                that say so, the facts cannot be written.
+        """
+        layers = [check_layer(model, layer) for layer in self.edited()]
+        check_moments(model, moments, layers, method=type(self).__name__)
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper that introduced the method."""
+        return inspect.cleandoc(self.bibtex)
+
+    @classmethod
+    def preset(cls, model: str) -> Self:
+        """The published settings for a model, by its name.
+
+        Raises:
+            ValueError: if there are none; lists the names that have some.
+        """
+        row = preset_row(cls.__name__, model)
+        if "search" in row:
+            usual = write(cls().search)  # type: ignore[attr-defined,call-arg]
+            contexts = usual["contexts"] | row["search"].get("contexts", {})
+            row["search"] = usual | row["search"] | {"contexts": contexts}
+        return read(cls, row)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and settings as plain values, for JSON."""
+        return {"name": type(self).__name__} | write(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Method":
+        """The method that `to_dict` described.
+
+        Raises:
+            ValueError: if the method or a setting is unknown.
+        """
+        known = {kind.__name__: kind for kind in _concrete(Method)}
+        name = data.get("name", cls.__name__)
+        if name not in known or not issubclass(known[name], cls):
+            raise ValueError(f"No method {name!r}. Known: {', '.join(sorted(known))}.")
+        settings = {key: value for key, value in data.items() if key != "name"}
+        return read(known[name], settings)
+
+
+def _concrete(kind: type[Method]) -> list[type[Method]]:
+    below = [found for child in kind.__subclasses__() for found in _concrete(child)]
+    return below if inspect.isabstract(kind) else [kind, *below]
+
+
+def choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a value that is not among the allowed ones.
+
+    Raises:
+        ValueError: names the field and lists what is allowed.
+
+    Book: sec-methods
+    """
+    if value not in allowed:
+        raise ValueError(
+            f"{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}."
+        )
