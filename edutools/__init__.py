@@ -5,4 +5,44 @@ Import the package as ``import edutools as edu``.
 
 from importlib.metadata import version as _version
 
+from edutools.batch import EMMET, MEMIT
+from edutools.change import Edit
+from edutools.effects import Trace, average_effect
+from edutools.evaluate import Report, accuracy, evaluate
+from edutools.facts import Case, Fact, load_cases
+from edutools.hooks import capture, patch
+from edutools.methods import edit
+from edutools.moments import SecondMoment, second_moment
+from edutools.pocket import load, pocket
+from edutools.rome import ROME
+from edutools.solve import emmet_update, memit_update, rome_update
+from edutools.tracing import causal_trace, causal_traces
+
 __version__ = _version("edutools")
+
+__all__ = [
+    "EMMET",
+    "MEMIT",
+    "ROME",
+    "Case",
+    "Edit",
+    "Fact",
+    "Report",
+    "SecondMoment",
+    "Trace",
+    "accuracy",
+    "average_effect",
+    "capture",
+    "causal_trace",
+    "causal_traces",
+    "edit",
+    "emmet_update",
+    "evaluate",
+    "load",
+    "load_cases",
+    "memit_update",
+    "patch",
+    "pocket",
+    "rome_update",
+    "second_moment",
+]
