@@ -178,6 +178,8 @@ def _data_uri(figure: Any) -> str:
 def _png(figure: Any) -> bytes:
     from matplotlib import pyplot
 
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine("constrained")  # no label is cut; the size stays
     buffer = io.BytesIO()
     # Without the name of the library's version the bytes depend on the picture only.
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})

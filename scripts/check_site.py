@@ -158,8 +158,8 @@ def missing_pages(site: Site) -> Iterator[str]:
             yield f"{name} was not built"
     for path, page in site.pages.items():
         if site.name(path).startswith("book/"):
-            article = page.find("article")
-            if article is None or len(article.get_text().split()) < 20:
+            text = page.find("article") or page.find(class_="slides")
+            if text is None or len(text.get_text().split()) < 20:
                 yield f"{site.name(path)}: has hardly any text"
 
 

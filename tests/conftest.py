@@ -1,15 +1,49 @@
 """What several test files share."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.testing import tiny_model, tiny_tokenizer
+from scripts import make_slides
 from scripts.build_book import build
 
 ROOT = Path(__file__).resolve().parent.parent
+Tiny = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        type=Path,
+        default=Path(__file__).parent / "golden",
+        help="folder of numbers recorded from the original implementations",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden(request: pytest.FixtureRequest) -> Path:
+    """The folder of recorded numbers; `--golden` chooses another one."""
+    return request.config.getoption("golden")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    """Tiny models by kind, made once; a test that changes one must change it back."""
+
+    @cache
+    def made(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return tiny_model(kind), tiny_tokenizer(kind)
+
+    return made
 
 
 @pytest.fixture(scope="session")
 def pages() -> Path:
-    """The site, built from the outputs stored in the chapters; warnings fail."""
-    return build(ROOT / "_build" / "tested", fresh=False)
+    """The site, built from the outputs stored in the chapters, and its slides."""
+    folder = build(ROOT / "_build" / "tested", fresh=False)
+    make_slides.make(folder)
+    return folder

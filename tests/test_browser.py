@@ -1,0 +1,253 @@
+"""The built book in a real browser: math, sliders, slides, widths, light and dark."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from edutools.frames import frames
+from scripts import check_site
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+# Where the tests run on their own, a missing browser is a failure (see `browser`).
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("CI") != "true",
+    reason="no Chromium here; Debian, Ubuntu: sudo apt install chromium",
+)
+
+SOURCES = sorted(check_site.listed())
+ADDRESSES = [
+    path.relative_to(check_site.ROOT).with_suffix(".html").as_posix()
+    for path in SOURCES
+]
+DECKS = [
+    address.replace(".html", ".slides.html")
+    for path, address in zip(SOURCES, ADDRESSES, strict=True)
+    if path.suffix == ".ipynb"
+]
+VIEWS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words):
+        """Say nothing."""
+
+
+class Host:
+    """Serves a folder on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        handler = functools.partial(Quiet, directory=str(folder))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}/"
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+
+    def __enter__(self) -> str:
+        self.thread.start()
+        return self.address
+
+    def __exit__(self, *error) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    assert CHROMIUM, "No Chromium was found. Debian, Ubuntu: sudo apt install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def book(pages):
+    with Host(pages) as address:
+        yield address
+
+
+class Visit:
+    """An open page, and what went wrong while it was used."""
+
+    def __init__(self, browser: Browser, home: str, width=1280, scheme="light"):
+        self.home = home
+        self.page: Page = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme=scheme
+        )
+        self.wrong: list[str] = []
+        self.page.on("console", self.hear)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("response", self.answered)
+        self.page.route("**/*", self.ask)
+
+    def hear(self, message):
+        if message.type in ("error", "warning"):
+            self.wrong.append(f"console: {message.text}")
+
+    def answered(self, response):
+        if response.status >= 400:
+            self.wrong.append(f"{response.status}: {response.url}")
+
+    def ask(self, route):
+        if route.request.url.startswith((self.home, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.wrong.append(f"asks for {route.request.url}")
+            route.abort()
+
+    def go(self, address: str) -> Page:
+        self.page.goto(self.home + address, wait_until="networkidle")
+        return self.page
+
+    def close(self):
+        self.page.close()
+        assert self.wrong == []
+
+
+def visible(page: Page, box) -> list[int]:
+    """Numbers of the pictures of a figure with sliders that can be seen."""
+    return box.locator("img").evaluate_all(
+        "images => images.flatMap((image, i) => image.offsetParent ? [i] : [])"
+    )
+
+
+def use_sliders(page: Page) -> int:
+    """Use every figure with sliders by its keys; return how many there are."""
+    boxes = page.locator(".edu-frames").all()
+    for box in boxes:
+        before = visible(page, box)
+        assert len(before) == 1
+        slider = box.locator("input").last
+        value = int(slider.input_value())
+        word = box.locator("output").last.text_content()
+        key, back = ("ArrowRight", "ArrowLeft")
+        if value == int(slider.get_attribute("max")):
+            key, back = back, key
+        slider.focus()
+        page.keyboard.press(key)
+        after = visible(page, box)
+        assert len(after) == 1
+        assert after != before
+        assert box.locator("output").last.text_content() != word
+        page.keyboard.press(back)
+        assert visible(page, box) == before
+    return len(boxes)
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_page(browser, book, address, width, scheme):
+    visit = Visit(browser, book, width, scheme)
+    page = visit.go(address)
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    formulas = page.locator("article .math")
+    assert page.locator("article .math mjx-container").count() == formulas.count()
+    assert page.locator("mjx-merror").count() == 0
+    use_sliders(page)
+    visit.close()
+
+
+def test_every_chapter_has_a_figure_that_answers(browser, book):
+    for address in (deck.replace(".slides", "") for deck in DECKS):
+        visit = Visit(browser, book)
+        assert use_sliders(visit.go(address)) > 0, address
+        visit.close()
+
+
+def test_slides_advance(browser, book):
+    for address in DECKS:
+        visit = Visit(browser, book)
+        page = visit.go(address)
+        seen = []
+        for _ in range(page.evaluate("Reveal.getTotalSlides()")):
+            seen.append(page.evaluate("JSON.stringify(Reveal.getIndices())"))
+            page.keyboard.press("Space")
+        assert len(set(seen)) > 3
+        assert page.evaluate("Reveal.isLastSlide()")
+        assert page.locator("mjx-merror").count() == 0
+        visit.close()
+
+
+def test_search_finds(browser, book):
+    visit = Visit(browser, book)
+    page = visit.go("search.html?q=fact")
+    page.locator("#search-results li a").first.wait_for()
+    visit.close()
+
+
+DOT = '<svg xmlns="http://www.w3.org/2000/svg" width="{}0" height="9"/>'
+
+
+@pytest.fixture
+def figure(tmp_path):
+    """A page of our own with a figure that has two sliders."""
+    made = frames(
+        [DOT.format(i) for i in range(1, 7)],
+        {"layer": range(3), "kind": ["mlp", "attention"]},
+        title="Dots",
+        alt="A dot",
+        start=2,
+    )
+    icon = '<link rel="icon" href="data:,">'
+    (tmp_path / "index.html").write_text(icon + made._repr_html_() * 2)
+    with Host(tmp_path) as address:
+        yield address
+
+
+def test_frames_answer_to_keys(browser, figure):
+    visit = Visit(browser, figure)
+    page = visit.go("index.html")
+    assert use_sliders(page) == 2
+    box = page.locator(".edu-frames").first
+    layer, kind = box.locator("input").all()
+    layer.focus()
+    page.keyboard.press("End")
+    kind.focus()
+    page.keyboard.press("End")
+    assert visible(page, box) == [5]
+    assert layer.get_attribute("aria-valuetext") == "2"
+    assert kind.get_attribute("aria-valuetext") == "attention"
+    assert visible(page, page.locator(".edu-frames").last) == [2]
+    visit.close()
+
+
+def test_frames_answer_to_the_mouse(browser, figure):
+    visit = Visit(browser, figure)
+    page = visit.go("index.html")
+    box = page.locator(".edu-frames").first
+    slider = box.locator("input").first
+    slider.click(position={"x": slider.bounding_box()["width"] - 3, "y": 5})
+    assert visible(page, box) == [4]
+    visit.close()
+
+
+def test_what_goes_wrong_on_a_page_is_noticed(browser, tmp_path):
+    (tmp_path / "bad.html").write_text(
+        '<link rel="icon" href="data:,"><script src="https://cdn.example/x.js"></script>'
+        '<img src="gone.png"><script>console.error("oops"); undefined_name()</script>'
+    )
+    with Host(tmp_path) as address:
+        visit = Visit(browser, address)
+        visit.go("bad.html")
+        heard = " ".join(visit.wrong)
+        visit.page.close()
+    for words in ("asks for https://cdn.example", "404", "oops", "undefined_name"):
+        assert words in heard
