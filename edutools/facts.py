@@ -262,15 +262,17 @@ def _load(path: str | Path, read: Callable[[Mapping[str, Any]], Any]) -> list[An
     cases = []
     for index, record in enumerate(records):
         try:
+            if not isinstance(record, Mapping):
+                raise ValueError(f"It must be an object; got {record!r}.")
             cases.append(read(record))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path.name}, record {index}: {error}") from None
     return cases
 
 
-def _at(record: Mapping[str, Any], key: str, inside: str = "") -> Any:
+def _at(record: Any, key: str, inside: str = "") -> Any:
     if not isinstance(record, Mapping):
-        raise ValueError(f"{inside or 'a record'} must be an object; got {record!r}.")
+        raise ValueError(f"{inside!r} must be an object; got {record!r}.")
     if key not in record:
         where = f" in {inside!r}" if inside else ""
         raise ValueError(f"The key {key!r} is missing{where}; found {sorted(record)}.")
