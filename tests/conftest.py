@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.testing import tiny_model, tiny_tokenizer
@@ -12,6 +13,10 @@ from scripts import make_slides
 from scripts.build_book import build
 
 ROOT = Path(__file__).resolve().parent.parent
+# The same examples in every run, however busy the machine is.
+settings.register_profile("edutools", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("edutools")
+
 Tiny = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
