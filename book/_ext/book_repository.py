@@ -1,4 +1,4 @@
-"""Give the pages their repository, issue and Colab buttons, from one setting."""
+"""Repository, issue and Colab buttons for the pages, from one setting."""
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -12,7 +12,9 @@ def add_buttons(app: Sphinx, config: Config) -> None:
             "repository_branch": "main",
             "use_repository_button": True,
             "use_issues_button": True,
-            "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+            "launch_buttons": {
+                "colab_url": "https://colab.research.google.com"
+            },
         }
 
 
@@ -20,4 +22,8 @@ def setup(app: Sphinx) -> dict:
     """Register the setting; the theme reads its options after this."""
     app.add_config_value("public_repository", "", "html", types=[str])
     app.connect("config-inited", add_buttons, priority=100)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {
+        "version": "1",
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }

@@ -1,7 +1,7 @@
 """Keep the built pages from asking any foreign host for anything.
 
-Drops the scripts that the theme's tools would load from elsewhere, and warns, which
-fails the build, of whatever else a page would fetch from another host.
+Drops the scripts that the theme's tools would load from elsewhere, and warns,
+which fails the build, of whatever else a page would fetch from another host.
 """
 
 import re
@@ -23,8 +23,10 @@ def is_foreign(name: object) -> bool:
     return bool(re.match(r"(https?:)?//", str(name)))
 
 
-def keep_local(app: Sphinx, page: str, template: str, context: dict, tree) -> None:
-    """Drop the scripts of live cells (thebe); warn of what else is not local."""
+def keep_local(
+    app: Sphinx, page: str, template: str, context: dict, tree
+) -> None:
+    """Drop the scripts of live cells (thebe); warn of what is not local."""
     scripts = context.get("script_files", [])
     # In place: the page adds further files to this very list.
     scripts[:] = [script for script in scripts if not _is_thebe(script)]
@@ -43,6 +45,10 @@ def _is_thebe(script: object) -> bool:
 
 
 def setup(app: Sphinx) -> dict:
-    """Register the check, after everything else has had its turn on a page."""
+    """Register the check, after all else has had its turn on a page."""
     app.connect("html-page-context", keep_local, priority=900)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {
+        "version": "1",
+        "parallel_read_safe": True,
+        "parallel_write_safe": True,
+    }
