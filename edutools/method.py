@@ -32,6 +32,7 @@ class Method(ABC):
     """
 
     bibtex: ClassVar[str] = ""
+    several: ClassVar[bool] = True  # whether it writes several facts at once
 
     @abstractmethod
     def compute(

@@ -230,5 +230,5 @@ def _layer_ticks(ax: Axes, layers: int) -> None:
 
 
 def _restored(kind: str, window: int) -> str:
-    many = f"{window} layers around" if window > 1 else "one layer"
+    many = f"windows of {window} layers" if window > 1 else "one layer"
     return f"Restoring the {NAMES[kind]}, {many}"

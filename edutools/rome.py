@@ -46,6 +46,7 @@ class ROME(Method):
     search: ValueSearch = field(
         default_factory=lambda: ValueSearch(site="mlp", steps=20, clamp=4.0)
     )
+    several: ClassVar[bool] = False
     bibtex: ClassVar[str] = """
         @inproceedings{meng2022rome,
           title = {Locating and Editing Factual Associations in {GPT}},

@@ -1,6 +1,7 @@
 """Tiny models and tokenizers, made from nothing, for tests and exercises."""
 
 import json
+from collections.abc import Sequence
 
 import torch
 from tokenizers import (
@@ -19,7 +20,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-__all__ = ["TINY", "tiny_model", "tiny_tokenizer"]
+from edutools.contract import check_contract
+from edutools.facts import Fact
+from edutools.method import Method
+from edutools.moments import second_moment
+from edutools.prompts import encode
+
+__all__ = [
+    "TINY",
+    "TINY_FACTS",
+    "check_method",
+    "taught_model",
+    "tiny_model",
+    "tiny_tokenizer",
+]
 
 TINY = ("gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 VOCAB = 400
@@ -53,6 +67,50 @@ _SETTINGS = {
 }
 
 
+TINY_FACTS = (
+    Fact("The Eiffel Tower", "{} is located in the city of", "Rome", "Paris"),
+    Fact("Anna Karenina", "{} lives in", "Warsaw", "Moscow"),
+    Fact("Zoë Ångström", "The mother tongue of {} is", "Danish", "Swedish"),
+)
+
+
+def check_method(
+    method: Method,
+    *,
+    kinds: Sequence[str] = TINY,
+    facts: Sequence[Fact] = TINY_FACTS,
+) -> None:
+    """Check, on tiny models, that a method keeps what every editing method promises.
+
+    The model stays as it was; the same call gives the same edit; undo restores every
+    bit, also in bfloat16 and when an exception flies; saving and loading change
+    nothing; the targets become more probable; missing moments are refused by name.
+
+    Args:
+        method: with layers that a model of three layers has, the last one excluded.
+        kinds: architectures to try.
+        facts: what to write; a method for single facts gets the first one.
+
+    Raises:
+        AssertionError: names the promise that is broken and the architecture.
+
+    Book: sec-testing
+
+    >>> from edutools import ROME
+    >>> check_method(ROME(layer=1), kinds=["llama"])
+    """
+    chosen = list(facts) if method.several else [facts[0]]
+    for kind in kinds:
+        model, tokenizer = taught_model(kind), tiny_tokenizer(kind)
+        moments = second_moment(
+            model, tokenizer, _TEXTS, layers=method.edited(), progress=False
+        )
+        try:
+            check_contract(method, model, tokenizer, chosen, moments)
+        except AssertionError as error:
+            raise AssertionError(f"On {kind!r}: {error}") from None
+
+
 def tiny_model(kind: str = "gpt2", *, seed: int = 0) -> PreTrainedModel:
     """Return a random model of the architecture: 3 layers, 16 wide, in float32.
 
@@ -78,6 +136,30 @@ def tiny_model(kind: str = "gpt2", *, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config).float().eval()
+
+
+def taught_model(kind: str = "gpt2", *, steps: int = 40) -> PreTrainedModel:
+    """Return a tiny model that knows six sentences by heart, made in a moment.
+
+    What it says depends on the subject, so an edit of a fact can be seen to work.
+
+    Raises:
+        ValueError: if the architecture is unknown.
+
+    Book: sec-testing
+    """
+    model = tiny_model(kind)
+    batch = encode(tiny_tokenizer(kind), _TEXTS)
+    labels = batch.ids.masked_fill(batch.mask == 0, -100)[:, 1:]
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        logits = model(**batch.inputs, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    adam.zero_grad()
+    return model
 
 
 def tiny_tokenizer(kind: str = "gpt2") -> PreTrainedTokenizerFast:
