@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.hooks import capture, evaluating
-from edutools.prompts import pad, token_ids
+from edutools.prompts import Batch, pad, token_ids
 from edutools.provenance import fingerprint, provenance
 from edutools.secondmoment import SecondMoment
 
@@ -106,10 +106,15 @@ def second_moment(
     moments = {item: _start(model, tokenizer, item, dataset) for item in wanted}
     if not moments:
         raise ValueError("layers is empty. Give at least one layer.")
-    shown = tqdm(texts, "second moment", disable=None if progress else True)
-    moments = _measure(model, tokenizer, shown, moments, batch_tokens)
+    with tqdm(
+        desc="second moment", unit=" tokens", disable=not progress or None
+    ) as bar:
+        for batch in _batches(model, tokenizer, texts, batch_tokens):
+            moments = _updated(model, batch, moments)
+            bar.update(int(batch.mask.sum()))
     if not all(moment.count for moment in moments.values()):
         raise ValueError("The texts have no tokens. Give one that is not empty.")
+    moments = {item: moment.to("cpu") for item, moment in moments.items()}
     return moments if layer is None else moments[layer]
 
 
@@ -253,46 +258,41 @@ def _start(
 
 
 @torch.no_grad()
-def _measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Iterable[str],
-    moments: dict[int, SecondMoment],
-    batch_tokens: int,
+def _updated(
+    model: PreTrainedModel, batch: Batch, moments: Mapping[int, SecondMoment]
 ) -> dict[int, SecondMoment]:
+    """The moments that have also seen this batch, from one pass."""
     names = {layer: moment.info["module"] for layer, moment in moments.items()}
-    limit = getattr(model.config, "max_position_embeddings", None)
     with (
         evaluating(model),
         capture(model, names.values(), inputs=True, stop=True) as seen,
     ):
-        for rows in _batches(tokenizer, texts, limit, batch_tokens):
-            batch = pad(tokenizer, rows).to(model.device)
-            seen.run(**batch.inputs, use_cache=False)
-            for layer, name in names.items():
-                mask = batch.mask.to(seen[name].device)
-                moments[layer] = moments[layer].update(seen[name], mask)
-    return {layer: moment.to("cpu") for layer, moment in moments.items()}
+        seen.run(**batch.inputs, use_cache=False)
+    return {
+        layer: moments[layer].update(seen[name], batch.mask.to(seen[name].device))
+        for layer, name in names.items()
+    }
 
 
 def _batches(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
-    limit: int | None,
     batch_tokens: int,
-) -> Iterator[list[list[int]]]:
-    """Token rows of similar length, cut off at the context, empty ones left out."""
+) -> Iterator[Batch]:
+    """Texts of similar length together, cut off at the context, empty ones left out."""
+    limit = getattr(model.config, "max_position_embeddings", None)
     stream = iter(texts)
     while chunk := list(islice(stream, CHUNK)):
         rows = sorted((row[:limit] for row in token_ids(tokenizer, chunk)), key=len)
         batch: list[list[int]] = []
         for row in filter(None, rows):
             if batch and (len(batch) + 1) * len(row) > batch_tokens:
-                yield batch
+                yield pad(tokenizer, batch).to(model.device)
                 batch = []
             batch.append(row)
         if batch:
-            yield batch
+            yield pad(tokenizer, batch).to(model.device)
 
 
 def _d_in(model: PreTrainedModel, layer: int) -> int:
