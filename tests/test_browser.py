@@ -98,7 +98,7 @@ class Visit:
         self.page.route("**/*", self.ask)
 
     def hear(self, message):
-        if message.type in ("error", "warning"):
+        if message.type == "error":
             self.wrong.append(f"console: {message.text}")
 
     def answered(self, response):

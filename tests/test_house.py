@@ -74,7 +74,8 @@ def test_the_api_page_shows_every_module():
 
 IMPORT = """
 import logging, random, sys
-import torch, transformers
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 before = torch.random.get_rng_state(), random.getstate(), list(logging.root.handlers)
 loaded = set(sys.modules)
 import edutools
