@@ -5,7 +5,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -44,7 +44,7 @@ class BatchMethod(Method, ABC):
 
     def resolved(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> Self:
+    ) -> "BatchMethod":
         """The same with the contexts written down."""
         contexts = self.search.contexts.resolved(model, tokenizer)
         return replace(self, search=replace(self.search, contexts=contexts))

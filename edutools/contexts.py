@@ -1,7 +1,6 @@
 """Texts in front of a prompt, over which keys and values are averaged."""
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -77,7 +76,7 @@ class Contexts:
 
     def resolved(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> Self:
+    ) -> "Contexts":
         """The same with the texts written down, to be used on an edited model too."""
         return replace(self, given=self.texts(model, tokenizer))
 

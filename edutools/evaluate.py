@@ -106,7 +106,7 @@ class Report:
         mean = float(present.mean())
         unit = "probability" if metric in MAGNITUDES else "fraction"
         if bool(((present == 0) | (present == 1)).all()) and metric not in MAGNITUDES:
-            low, high = wilson(float(present.sum()), n)
+            low, high = wilson(int(present.sum()), n)
         else:
             low, high = bootstrap(present[:, None], lambda means: means[:, 0])
         return Row(metric, mean, low, high, n, unit)

@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,7 +50,7 @@ class Method(ABC):
 
     def resolved(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> Self:
+    ) -> "Method":
         """The same with everything written down that the model had to make up."""
         return self
 
@@ -76,7 +76,7 @@ class Method(ABC):
         return inspect.cleandoc(self.bibtex)
 
     @classmethod
-    def preset(cls, model: str) -> Self:
+    def preset(cls, model: str) -> "Method":
         """The published settings for a model, by its name.
 
         Raises:

@@ -66,7 +66,7 @@ def harmonic_mean(*rates: float) -> float:
     return len(rates) / sum(1 / rate for rate in rates)
 
 
-def wilson(successes: float, n: int, *, z: float = 1.959964) -> tuple[float, float]:
+def wilson(successes: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
     r"""The 95 % interval of a proportion; sensible also at 0, at 1 and for small n.
 
     Args:

@@ -4,7 +4,6 @@ Axes: n facts · rows contexts and one essence prompt · tokens · answer target
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +37,7 @@ class Start:
     radius: Float[Tensor, " n"]
     essence: Float[Tensor, "n vocab"]
 
-    def pick(self, keep: Int[Tensor, " kept"]) -> Self:
+    def pick(self, keep: Int[Tensor, " kept"]) -> "Start":
         """The same for some of the facts."""
         keep = keep.to(self.initial.device)
         return type(self)(self.initial[keep], self.radius[keep], self.essence[keep])
@@ -65,7 +64,7 @@ class Objective:
     search: ValueSearch
 
     @classmethod
-    def at(cls, model: PreTrainedModel, layer: int, search: ValueSearch) -> Self:
+    def at(cls, model: PreTrainedModel, layer: int, search: ValueSearch) -> "Objective":
         """The loss for a value at this layer."""
         return cls(
             model=model,

@@ -4,7 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -70,7 +70,7 @@ class ROME(Method):
 
     def resolved(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> Self:
+    ) -> "ROME":
         """The same with the contexts written down."""
         contexts = self.search.contexts.resolved(model, tokenizer)
         return replace(self, search=replace(self.search, contexts=contexts))

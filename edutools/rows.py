@@ -6,7 +6,6 @@ of the longest target.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Int
@@ -129,7 +128,7 @@ class SearchRows:
         contexts: Sequence[str],
         *,
         essence: str,
-    ) -> Self:
+    ) -> "SearchRows":
         """Lay out every fact in every context, and its essence prompt.
 
         Raises:
@@ -152,7 +151,7 @@ class SearchRows:
             essence=same.last if essence == "subject" else at_end,
         )
 
-    def pick(self, keep: Int[Tensor, " kept"]) -> Self:
+    def pick(self, keep: Int[Tensor, " kept"]) -> "SearchRows":
         """The same layout for some of the facts."""
         return type(self)(*[getattr(self, part.name)[keep] for part in fields(self)])
 

@@ -6,10 +6,9 @@ batch cells times samples.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -82,13 +81,13 @@ class Runs:
         noise: Float[Tensor, "samples subject d_model"],
         *,
         replace: bool,
-    ) -> Self:
+    ) -> "Runs":
         """The runs of a fact's prompt."""
         prompt = fill(fact)
         ids = torch.tensor(token_ids(tokenizer, [prompt.text]))
         return cls(model, ids, prompt.span(tokenizer), noise, replace)
 
-    def with_noise(self, noise: Float[Tensor, "samples subject d_model"]) -> Self:
+    def with_noise(self, noise: Float[Tensor, "samples subject d_model"]) -> "Runs":
         """The same prompt with another noise."""
         return replace(self, noise=noise)
 
@@ -148,7 +147,7 @@ class Runs:
 
     def _put(
         self,
-        which: Int[Tensor, " cells"],
+        which: Bool[Tensor, " cells"],
         place: Int[Tensor, " cells"],
         values: Float[Tensor, "samples tokens d_model"],
     ) -> Change:

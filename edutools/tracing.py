@@ -124,7 +124,7 @@ def causal_trace(
     with evaluating(model), torch.no_grad():
         clean, p = runs.clean(kind)
         token = int(p.argmax()) if answer == "argmax" else _first(tokenizer, fact)
-        frozen = held.corrupted(sever) if sever else {}
+        frozen = held.corrupted(sever) if sever else ()
         restore = Restore(kind, window, clean, sever, frozen)
         p_corrupt, p_restored = runs.all_cells(restore, token, batch_size)
     return Trace(

@@ -1,0 +1,267 @@
+"""Causal tracing: the limits it must have, and the plain computation it must equal."""
+
+import pytest
+import torch
+
+from edutools.effects import ROLES, Trace, average_effect
+from edutools.facts import Fact
+from edutools.hooks import patch
+from edutools.testing import TINY, TINY_FACTS, taught_model, tiny_tokenizer
+from edutools.tracing import causal_trace, causal_traces, embedding_std
+
+FACTS = list(TINY_FACTS)
+ZOE = FACTS[2]  # has words before and after the subject
+
+
+@pytest.fixture(scope="module", params=["gptj", "llama"])
+def taught(request):
+    return taught_model(request.param), tiny_tokenizer(request.param)
+
+
+def clean_probability(model, tokenizer, fact):
+    ids = tokenizer(fact.text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return model(ids).logits[0, -1].softmax(-1)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attention"])
+def test_without_noise_nothing_is_lost_and_nothing_comes_back(taught, kind):
+    trace = causal_trace(*taught, ZOE, kind=kind, noise=0.0, samples=2)
+    assert trace.total_effect == pytest.approx(0, abs=1e-6)
+    assert trace.effect.abs().max() < 1e-6
+
+
+def test_the_last_state_of_the_last_token_brings_everything_back(taught):
+    trace = causal_trace(*taught, ZOE, samples=3)
+    assert trace.total_effect > 0.01
+    assert trace.p_restored[-1, -1] == pytest.approx(trace.p_clean, abs=1e-6)
+
+
+def test_the_clean_probability_is_the_model_s_own(taught):
+    p = clean_probability(*taught, ZOE)
+    trace = causal_trace(*taught, ZOE, samples=2)
+    assert trace.p_clean == pytest.approx(float(p.max()), abs=1e-6)
+    assert trace.answer == taught[1].decode([int(p.argmax())])
+
+
+def test_before_the_subject_restoring_brings_nothing(taught):
+    trace = causal_trace(*taught, ZOE, samples=2)
+    first, end = trace.subject
+    assert first > 0
+    assert (trace.p_restored[:first] == trace.p_corrupt).all()
+    words = "".join(trace.tokens[first:end])  # some tokenizers decode no space
+    assert words.replace(" ", "") == "ZoëÅngström"
+
+
+def test_the_seed_fixes_the_noise(taught):
+    again = [causal_trace(*taught, ZOE, samples=3, seed=s) for s in (0, 0, 1)]
+    assert torch.equal(again[0].p_restored, again[1].p_restored)
+    assert not torch.equal(again[0].p_restored, again[2].p_restored)
+
+
+def test_the_size_of_batches_changes_nothing(taught):
+    whole = causal_trace(*taught, ZOE, kind="mlp", samples=3)
+    parts = causal_trace(*taught, ZOE, kind="mlp", samples=3, batch_size=5)
+    torch.testing.assert_close(whole.p_restored, parts.p_restored, atol=1e-6, rtol=0)
+
+
+def restored_plainly(model, tokenizer, trace, noise, place, window):
+    """One cell by one forward pass: clean values put in place of the corrupted ones."""
+    ids = tokenizer(trace.fact.text, return_tensors="pt").input_ids
+    first, end = trace.subject
+    blocks = "transformer.h" if model.config.model_type == "gptj" else "model.layers"
+    embedding = "transformer.wte" if "transformer" in blocks else "model.embed_tokens"
+    names = [f"{blocks}.{i}.mlp" for i in window]
+    values = {}
+
+    def keep(name):
+        def function(h):
+            values[name] = h.clone()
+            return h
+
+        return function
+
+    def put(name):
+        def function(h):
+            h = h.clone()
+            h[:, place] = values[name][:, place]
+            return h
+
+        return function
+
+    def corrupt(h):
+        h = h.clone()
+        h[:, first:end] += noise.to(h.dtype)
+        return h
+
+    with torch.no_grad():
+        with patch(model, {name: keep(name) for name in names}):
+            clean = model(ids).logits[0, -1]
+        changes = {name: put(name) for name in names} | {embedding: corrupt}
+        with patch(model, changes):
+            logits = model(ids.expand(len(noise), -1)).logits[:, -1]
+    return float(logits.softmax(-1)[:, int(clean.argmax())].mean())
+
+
+@pytest.mark.parametrize(
+    ("width", "layer", "window"), [(1, 1, [1]), (2, 1, [0, 1]), (3, 2, [1, 2])]
+)
+def test_a_cell_equals_the_plain_computation(taught, width, layer, window):
+    model, tokenizer = taught
+    sigma = embedding_std(model, tokenizer, [ZOE.subject])
+    first = causal_trace(model, tokenizer, ZOE, samples=1)
+    length = first.subject[1] - first.subject[0]
+    unit = torch.randn(2, length, 16, generator=torch.Generator().manual_seed(3))
+    trace = causal_trace(
+        model, tokenizer, ZOE, kind="mlp", window=width, noise_unit=unit.double()
+    )
+    place = trace.subject[1] - 1
+    plain = restored_plainly(model, tokenizer, trace, 3 * sigma * unit, place, window)
+    assert float(trace.p_restored[place, layer]) == pytest.approx(plain, abs=1e-6)
+
+
+def test_severing_holds_what_comes_after(taught):
+    whole = causal_trace(*taught, ZOE, samples=3)
+    for part in ("mlp", "attention"):
+        cut = causal_trace(*taught, ZOE, samples=3, sever=part)
+        assert cut.severed == part
+        # Nothing is left to be held above the last layer.
+        torch.testing.assert_close(
+            cut.p_restored[:, -1], whole.p_restored[:, -1], atol=1e-6, rtol=0
+        )
+        assert not torch.allclose(cut.p_restored[:, 0], whole.p_restored[:, 0])
+
+
+def test_a_severed_path_can_be_held_at_another_noise(taught):
+    length = len(range(*causal_trace(*taught, ZOE, samples=1).subject))
+    noise = torch.randn(
+        2, 3, length, 16, generator=torch.Generator().manual_seed(0)
+    ).double()
+    same = causal_trace(*taught, ZOE, sever="mlp", noise_unit=noise[0])
+    held = causal_trace(
+        *taught, ZOE, sever="mlp", noise_unit=noise[0], held_unit=noise[1]
+    )
+    assert same.p_corrupt == held.p_corrupt
+    assert not torch.allclose(same.p_restored[:, 0], held.p_restored[:, 0])
+
+
+def test_noise_can_take_the_embedding_s_place(taught):
+    added = causal_trace(*taught, ZOE, samples=2)
+    replaced = causal_trace(*taught, ZOE, samples=2, replace=True, noise=0.0)
+    again = causal_trace(*taught, ZOE, samples=2, replace=True, noise=0.0, seed=1)
+    assert replaced.p_corrupt == again.p_corrupt  # zeros, whatever the seed
+    assert abs(replaced.total_effect) > 1e-3  # the subject is gone
+    assert added.p_clean == replaced.p_clean
+
+
+def test_the_truth_can_be_followed(taught):
+    fact = Fact("Anna Karenina", "{} lives in", "Rome", "Warsaw")
+    p = clean_probability(*taught, fact)
+    trace = causal_trace(*taught, fact, samples=1, answer="truth")
+    token = taught[1](" Warsaw", add_special_tokens=False).input_ids[0]
+    assert trace.p_clean == pytest.approx(float(p[token]), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_every_architecture_can_be_traced_and_is_left_alone(kind):
+    model, tokenizer = taught_model(kind), tiny_tokenizer(kind)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    for part in ("hidden", "mlp", "attention"):
+        trace = causal_trace(model, tokenizer, ZOE, kind=part, samples=2)
+        assert trace.p_restored.shape == (len(trace.tokens), 3)
+        assert trace.window == (1 if part == "hidden" else 3)
+    assert hooks == [len(module._forward_hooks) for module in model.modules()]
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_roles_of_tokens():
+    def roles(tokens, subject):
+        table = torch.zeros(tokens, 2)
+        words = tuple("abcdefgh"[:tokens])
+        return Trace(ZOE, words, subject, "x", "mlp", 1, 1.0, 0.0, table, 1, 0.1).roles
+
+    first, middle, last, after, further, end = ROLES
+    assert roles(8, (1, 5)) == (
+        *("before subject", first, middle, middle, last),
+        *(after, further, end),
+    )
+    assert roles(3, (0, 1)) == (last, after, end)
+    assert roles(2, (0, 2)) == (first, end)
+    assert roles(2, (0, 1)) == (last, end)
+
+
+def test_the_average_counts_every_fact_once():
+    def trace(values, subject):
+        table = torch.tensor(values)[:, None].expand(-1, 2)
+        tokens = tuple("abcdefgh"[: len(values)])
+        return Trace(ZOE, tokens, subject, "x", "hidden", 1, 1.0, 0.0, table, 1, 0.1)
+
+    one = trace([0.1, 0.2, 0.4, 0.5, 0.0, 0.9], (0, 4))  # two middle tokens
+    two = trace([0.3, 0.1, 0.2, 0.7], (0, 2))
+    mean = average_effect([one, two])
+    assert mean.facts == (2, 1, 2, 2, 0, 2)
+    middle = mean.at("middle subject tokens")
+    assert middle.tolist() == pytest.approx([0.3, 0.3])
+    assert mean.at("last subject token")[0].item() == pytest.approx((0.5 + 0.1) / 2)
+    assert mean.at("further tokens").isnan().all()
+    assert mean.total_effect == pytest.approx(1)
+    half = 1.959964 * torch.tensor([0.5, 0.1]).std() / 2**0.5
+    assert mean.half[2, 0].item() == pytest.approx(half.item())
+    assert mean.half[1].isnan().all()  # one fact has no interval
+    assert "largest AIE 0.800 at 'last token'" in repr(mean)
+
+
+def test_many_facts_share_one_size_of_noise(taught):
+    model, tokenizer = taught
+    traces = causal_traces(model, tokenizer, FACTS, samples=2, kind="mlp")
+    sigma = embedding_std(model, tokenizer, [fact.subject for fact in FACTS])
+    assert [trace.noise for trace in traces] == [3 * sigma] * 3
+    mean = average_effect(traces)
+    assert mean.mean.shape == (len(ROLES), 3)
+    frame = mean.to_frame()
+    assert len(frame) == 18
+    assert (frame.high >= frame.low).sum() >= 9
+    frame = traces[2].to_frame()
+    assert len(frame) == len(traces[2].tokens) * 3
+    assert set(frame.role) <= {*ROLES, "before subject"}
+
+
+def test_the_size_of_embeddings(taught):
+    model, tokenizer = taught
+    ids = [tokenizer(fact.subject).input_ids for fact in FACTS]
+    flat = torch.tensor([token for row in ids for token in row])
+    weight = model.get_input_embeddings().weight[flat]
+    found = embedding_std(model, tokenizer, [fact.subject for fact in FACTS])
+    assert found == pytest.approx(float(weight.detach().std()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "mlps"}, "kind='mlps'; choose one of 'hidden', 'mlp', 'attention'"),
+        ({"sever": "hidden"}, "sever='hidden'; choose one of None, 'mlp'"),
+        ({"answer": "target"}, "answer='target'; choose one of 'argmax', 'truth'"),
+        ({"window": 0}, "window=0; it must be at least 1"),
+        ({"samples": 0}, "samples=0; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0; it must be at least 1"),
+    ],
+)
+def test_senseless_options_are_refused(taught, options, message):
+    with pytest.raises(ValueError, match=message):
+        causal_trace(*taught, ZOE, **options)
+
+
+def test_missing_things_are_named(taught):
+    with pytest.raises(ValueError, match="has no truth"):
+        causal_trace(*taught, Fact("Rome", "{} is in", "Italy"), answer="truth")
+    with pytest.raises(ValueError, match="Got no subjects"):
+        embedding_std(*taught, [])
+    with pytest.raises(ValueError, match="of one kind, window and model; got none"):
+        average_effect([])
+    mixed = [causal_trace(*taught, ZOE, kind=k, samples=1) for k in ("mlp", "hidden")]
+    with pytest.raises(ValueError, match="of one kind"):
+        average_effect(mixed)
+    with pytest.raises(ValueError, match="No role 'subject'"):
+        average_effect(mixed[:1]).at("subject")
