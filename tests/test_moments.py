@@ -183,9 +183,11 @@ def test_the_origin_is_recorded(tiny):
 def test_the_recorded_moments_are_reproduced(golden):
     """Float32 in another order of summation: the bound is 1e-5, 3e-7 is reached."""
     texts = json.loads((golden / "texts.json").read_text(encoding="utf-8"))
-    checked = 0
+    checked = set()
     for path in sorted(golden.glob("*/3_second_moment.safetensors")):
         folder = golden / "models" / path.parent.name
+        if not (folder / "model.safetensors").exists():
+            continue  # the small set has the weights of one model only
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         count = json.loads(path.with_suffix(".json").read_text())["total_tokens"]
@@ -197,8 +199,8 @@ def test_the_recorded_moments_are_reproduced(golden):
             error = (moment.value - wanted).abs().max() / wanted.abs().max()
             assert error < 1e-5, (path.parent.name, name)
             assert moment.count == count
-            checked += 1
-    assert checked
+            checked.add(path.parent.name)
+    assert "gptj" in checked
 
 
 def test_either_one_layer_or_several(tiny):
