@@ -57,6 +57,8 @@ def build(into: Path, *, fresh: bool) -> Path:
     print("Building the pages ...", flush=True)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     if done.returncode:
+        # Else the next build would take the pages as read, and pass without a word.
+        shutil.rmtree(into / "_build" / ".doctrees", ignore_errors=True)
         raise SystemExit("The book was not built: mend the warnings above.")
     return into / "_build" / "html"
 
