@@ -91,7 +91,7 @@ class Method(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Name and settings as plain values, for JSON."""
-        return {"name": type(self).__name__} | write(self)
+        return {"method": type(self).__name__} | write(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Method":
@@ -101,10 +101,10 @@ class Method(ABC):
             ValueError: if the method or a setting is unknown.
         """
         known = {kind.__name__: kind for kind in _concrete(Method)}
-        name = data.get("name", cls.__name__)
+        name = data.get("method", cls.__name__)
         if name not in known or not issubclass(known[name], cls):
             raise ValueError(f"No method {name!r}. Known: {', '.join(sorted(known))}.")
-        settings = {key: value for key, value in data.items() if key != "name"}
+        settings = {key: value for key, value in data.items() if key != "method"}
         return read(known[name], settings)
 
 

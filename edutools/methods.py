@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -85,7 +86,7 @@ def _relative_norms(model: PreTrainedModel, change: Edit) -> dict[str, float]:
     }
 
 
-def _checked(facts: Sequence[Fact], method: Method) -> list[Fact]:
+def _checked(facts: Any, method: Any) -> list[Fact]:
     if not isinstance(method, Method):
         raise TypeError(
             f"method must be a Method such as ROME(layer=5); got {method!r}."

@@ -42,7 +42,7 @@ class Scores:
     @property
     def correct(self) -> Bool[Tensor, " n"]:
         """Whether every token of the answer is the model's first choice."""
-        return torch.tensor([all(hit) for hit in self.hits])
+        return torch.tensor([all(hit) for hit in self.hits], dtype=torch.bool)
 
     def __repr__(self) -> str:
         return f"Scores(n={len(self.hits)}, correct={int(self.correct.sum())})"

@@ -27,7 +27,7 @@ def write(settings: Any) -> Any:
     return settings
 
 
-def read(kind: type[T], data: Mapping[str, Any]) -> T:
+def read(kind: type[T], data: Any) -> T:
     """Build a frozen dataclass from what `write` gave; nested ones too.
 
     Raises:
