@@ -49,6 +49,9 @@ def tiny() -> Tiny:
 @pytest.fixture(scope="session")
 def pages() -> Path:
     """The site, built from the outputs stored in the chapters, and its slides."""
-    folder = build(ROOT / "_build" / "tested", fresh=False)
+    try:
+        folder = build(ROOT / "_build" / "tested", fresh=False)
+    except SystemExit as error:
+        pytest.fail(str(error), pytrace=False)
     make_slides.make(folder)
     return folder
