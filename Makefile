@@ -2,6 +2,7 @@
 #   make book               run every chapter afresh and build the book
 #   make book FROM=stored   build the book from the outputs stored in the chapters
 #   make test PYTEST_ARGS="-k frames"   arguments for pytest
+# What is stored and tested is made with the pocket models, whatever EDUTOOLS_MODEL is.
 # VENV: folder of the environment; PYTHON: the interpreter to make it with.
 
 VENV ?= .venv
@@ -31,10 +32,10 @@ book: setup ## run every chapter and build the book; FROM=stored builds without 
 	@$(PY) -m scripts.build_book --from $(FROM)
 
 outputs: setup ## run every chapter and store its outputs in the notebook
-	@$(PY) -m scripts.run_notebooks --store
+	@env -u EDUTOOLS_MODEL $(PY) -m scripts.run_notebooks --store
 
 test: setup ## all tests: units, doctests, notebooks, the built site in a browser
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@env -u EDUTOOLS_MODEL $(PY) -m pytest $(PYTEST_ARGS)
 
 check: setup ## style, types and floors
 	@sh scripts/setup.sh dev
