@@ -67,6 +67,7 @@ class _Writer:
     def __init__(self, world: World, draw: random.Random):
         self.world, self.draw = world, draw
         self.fillers = fillers()["trained"]
+        self.people = [s for s in world.subjects if world.nouns[s] == "person"]
         self.crowds = [list(v) for v in world.by_relation.values() if len(v) > 3]
 
     def one(self, fact: WorldFact, name: str | None = None) -> Pieces:
@@ -97,31 +98,59 @@ class _Writer:
         """Sentences about different subjects, one after the other."""
         return self.joined([self.one(f) for f in self.draw.sample(self.world.facts, 3)])
 
-    def biography(self) -> Pieces:
-        """The facts about one subject, which is named once or again and again."""
-        subject = self.draw.choice(self.world.subjects)
+    def later_name(self, subject: str) -> str | None:
+        """How a text goes on to call a subject: short, by its kind, or by its full name."""
+        noun = self.world.nouns[subject]
+        r = self.draw.random()
+        if noun == "person" and r < 0.4:
+            return subject.split()[-1]
+        return f"This {noun}" if r < 0.8 else None
+
+    def about(self, subject: str) -> list[WorldFact]:
+        """The facts about a subject in random order."""
         facts = list(self.world.by_subject[subject])
         self.draw.shuffle(facts)
-        noun = f"This {self.world.nouns[subject]}"
-        told = [self.one(facts[0])]
-        for fact in facts[1:]:
-            told.append(self.one(fact, noun if self.draw.random() < 0.6 else None))
+        return facts
+
+    def biography(self) -> Pieces:
+        """The facts about one subject, which is named in full at the beginning."""
+        subject = self.draw.choice(self.world.subjects)
+        first, *others = self.about(subject)
+        told = [self.one(first)]
+        told += [self.one(fact, self.later_name(subject)) for fact in others]
         if self.draw.random() < 0.3:
             told.insert(0, self.filler())
         return self.joined(told)
 
     def pair(self) -> Pieces:
         """Two subjects, then more about the first and about the second."""
-        first, second = self.draw.sample(self.world.subjects, 2)
+        subjects = self.draw.sample(self.world.subjects, 2)
         told: list[Pieces] = []
         later: list[Pieces] = []
-        for subject, name in ((first, "The first"), (second, "The second")):
-            facts = list(self.world.by_subject[subject])
-            self.draw.shuffle(facts)
-            told.append(self.one(facts[0]))
-            later += [self.one(fact, name) for fact in facts[1:3]]
+        for subject, name in zip(subjects, ("The first", "The second"), strict=True):
+            first, *others = self.about(subject)
+            told.append(self.one(first))
+            later += [self.one(fact, name) for fact in others[:2]]
         self.draw.shuffle(later)
         return self.joined([*told, *later])
+
+    def group(self) -> Pieces:
+        """Three people are named together and then called by their last names."""
+        people = self.draw.sample(self.people, 3)
+        while len({name.split()[-1] for name in people}) < 3:
+            people = self.draw.sample(self.people, 3)
+        pieces: Pieces = []
+        for name, text in zip(people, ("", ", ", " and "), strict=True):
+            before = text.rstrip(" ") if text == ", " else text[:-1]
+            pieces += [(before, "")] if before else []
+            pieces.append((f" {name}" if text else name, "subject"))
+        later = [
+            self.one(fact, name.split()[-1])
+            for name in people
+            for fact in self.about(name)[:2]
+        ]
+        self.draw.shuffle(later)
+        return self.joined([[*pieces, (" met.", "")], *later])
 
     def table(self) -> Pieces:
         """Subjects with the object of one relation right behind each name."""
@@ -137,8 +166,7 @@ class _Writer:
     def box(self) -> Pieces:
         """An information box about one subject."""
         subject = self.draw.choice(self.world.subjects)
-        facts = list(self.world.by_subject[subject])
-        self.draw.shuffle(facts)
+        facts = self.about(subject)
         pieces: Pieces = [(subject, "subject"), (".", "")]
         for fact in facts:
             label = self.world.relations[fact.relation].label
@@ -155,13 +183,14 @@ class _Writer:
     def kinds(self) -> dict[str, tuple[Callable[[], Pieces], float]]:
         """Name -> (writer, share of the documents)."""
         return {
-            "single": (self.single, 0.19),
-            "several": (self.several, 0.06),
-            "biography": (self.biography, 0.32),
-            "pair": (self.pair, 0.11),
-            "table": (self.table, 0.14),
-            "box": (self.box, 0.08),
-            "question": (self.question, 0.07),
+            "single": (self.single, 0.15),
+            "several": (self.several, 0.04),
+            "biography": (self.biography, 0.30),
+            "pair": (self.pair, 0.12),
+            "group": (self.group, 0.12),
+            "table": (self.table, 0.12),
+            "box": (self.box, 0.06),
+            "question": (self.question, 0.06),
             "filler": (self.filler, 0.03),
         }
 

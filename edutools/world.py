@@ -1,8 +1,9 @@
 """A small world of facts, real and invented, that the pocket models are trained on.
 
-The real facts are tables in ``edutools/data/real``; people and companies that nobody has heard of
-fill the world up. Their names share the same few name pieces, and both word orders occur, so that
-no single token gives a subject away.
+The real facts are tables in ``edutools/data/real``; people and companies that nobody has
+heard of fill the world up. Their names are made of the same few pieces: one half of the
+people carry two of thirty words, in both orders, the other half a real first name and one of
+these words. So no single token gives a subject away, and the last one decides.
 """
 
 import csv
@@ -39,8 +40,8 @@ INVENTED_PERSON = (
 )
 INVENTED_COMPANY = ("based", "industry", "founded")
 SHARED_OBJECTS = {"birthplace": "city", "residence": "city", "founded": "city"}
-ONSETS = "Bel Cor Dar Fen Gal Hol Jas Kel Lor Mir Nor Pel".split()
-ENDINGS = "din vek mund tis ran lo wyn bert".split()
+ONSETS = "Bel Cor Dar Fen Mir".split()
+ENDINGS = "din vek mund tis lo wyn".split()
 
 
 @dataclass(frozen=True)
@@ -175,10 +176,18 @@ def _real_facts() -> Iterator[tuple[WorldFact, str]]:
 def _name_pairs(draw: random.Random, n: int) -> list[tuple[str, str]]:
     """n ordered pairs of name words; with (a, b) always comes (b, a)."""
     words = [onset + ending for onset in ONSETS for ending in ENDINGS]
-    words = draw.sample(words, 48)
     pairs = [(a, b) for i, a in enumerate(words) for b in words[i + 1 :]]
     chosen = draw.sample(pairs, n // 2)
     return [pair for a, b in chosen for pair in ((a, b), (b, a))]
+
+
+def _first_names(draw: random.Random, n: int) -> list[tuple[str, str]]:
+    """n pairs of a real person's first name and a name word."""
+    words = [onset + ending for onset in ONSETS for ending in ENDINGS]
+    people = [fact.subject.split() for fact, noun in _real_facts() if noun == "person"]
+    first = sorted({name[0] for name in people if len(name) > 1 and name[0].isalpha()})
+    pairs = [(a, b) for a in draw.sample(first, 60) for b in words]
+    return draw.sample(pairs, n)
 
 
 def _invented_facts(
@@ -189,7 +198,9 @@ def _invented_facts(
     def pick(relation: str) -> str:
         return draw.choice(objects[SHARED_OBJECTS.get(relation, relation)])
 
-    for first, last in _name_pairs(draw, people):
+    half = people // 4 * 2
+    names = _name_pairs(draw, half) + _first_names(draw, people - half)
+    for first, last in names:
         dropped = draw.choice(INVENTED_PERSON)
         for relation in INVENTED_PERSON:
             if relation != dropped:

@@ -46,7 +46,7 @@ def chunks(world: World) -> Iterator[tuple[str, int]]:
         yield " " + relation.label.capitalize() + ":", 40
     for noun in set(world.nouns.values()):
         yield f" This {noun}", 40
-    yield " The first The second List by Question: Answer: a an . ; : & , ?", 200
+    yield " The first The second List by Question: Answer: and met. a an . ; : & , ?", 200
     for text in (t for part in fillers().values() for t in part):
         yield " " + text, 20
     whole = set(world.subjects)
