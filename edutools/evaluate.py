@@ -84,6 +84,23 @@ class Report:
             raise KeyError(f"No metric {metric!r} in this report. Known: {known}.")
         return self._row(metric)
 
+    @classmethod
+    def join(cls, reports: Sequence["Report"]) -> "Report":
+        """The cases of several reports in one, e.g. of facts that were edited one by one.
+
+        Raises:
+            ValueError: if there is none, or they compare answers in different ways.
+        """
+        if len({(report.convention, *report.values) for report in reports}) != 1:
+            kinds = sorted({report.convention for report in reports}) or "no report"
+            raise ValueError(
+                f"Report.join needs reports of one kind; got {kinds}. Evaluate all cases "
+                "with the same options."
+            )
+        names = reports[0].values
+        values = {name: torch.cat([r.values[name] for r in reports]) for name in names}
+        return cls(values=values, convention=reports[0].convention)
+
     def summary(self) -> list[Row]:
         """The score and every metric: mean, 95 % interval, number of cases."""
         return [self._score(), *(self._row(metric) for metric in self.values)]

@@ -204,3 +204,19 @@ def test_bootstrap_intervals_have_the_width_of_the_normal_ones():
     assert bootstrap(values, lambda means: means[:, 0]) == (low, high)
     other = bootstrap(values, lambda means: means[:, 0], seed=1)
     assert other != (low, high)
+
+
+def test_reports_of_single_cases_join_to_the_report_of_all(taught):
+    together = evaluate(*taught, CASES)
+    joined = Report.join([evaluate(*taught, [case]) for case in CASES])
+    for metric, values in together.values.items():
+        assert torch.allclose(values, joined.values[metric], atol=1e-5, equal_nan=True)
+    assert joined["score"].n == len(CASES)
+
+
+def test_reports_of_different_kinds_do_not_join(taught):
+    one, other = (evaluate(*taught, CASES, normalize=n) for n in (True, False))
+    with pytest.raises(ValueError, match="needs reports of one kind; got .*joint"):
+        Report.join([one, other])
+    with pytest.raises(ValueError, match="got no report"):
+        Report.join([])
