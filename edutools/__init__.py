@@ -11,7 +11,7 @@ from edutools.effects import Trace, average_effect
 from edutools.evaluate import Report, accuracy, evaluate
 from edutools.facts import Case, Fact, load_cases
 from edutools.hooks import capture, patch
-from edutools.methods import edit
+from edutools.methods import edit, edit_each
 from edutools.moments import SecondMoment, second_moment
 from edutools.pocket import load, pocket
 from edutools.rome import ROME
@@ -36,6 +36,7 @@ __all__ = [
     "causal_trace",
     "causal_traces",
     "edit",
+    "edit_each",
     "emmet_update",
     "evaluate",
     "load",

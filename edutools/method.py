@@ -44,6 +44,16 @@ class Method(ABC):
     ) -> Edit:
         """The change that writes the facts; the model stays as it is."""
 
+    def compute_each(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        moments: Moments,
+    ) -> list[Edit]:
+        """For each fact the change that writes it alone."""
+        return [self.compute(model, tokenizer, [fact], moments) for fact in facts]
+
     def edited(self) -> tuple[int, ...]:
         """The layers whose moments the method needs."""
         return tuple(getattr(self, "layers", ()))

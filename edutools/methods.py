@@ -18,7 +18,7 @@ from edutools.rome import ROME
 from edutools.rows import locate
 from edutools.scoring import score
 
-__all__ = ["EMMET", "MEMIT", "ROME", "Method", "edit"]
+__all__ = ["EMMET", "MEMIT", "ROME", "Method", "edit", "edit_each"]
 
 
 def edit(
@@ -56,15 +56,82 @@ def edit(
     Book: sec-rewriting-one-fact
     """
     facts = _checked(facts, method)
+    method, used = _prepared(model, tokenizer, facts, method, moments)
+    method.check(model, tokenizer, facts, used)
+    _warn_of_known(model, tokenizer, facts)
+    found = method.compute(model, tokenizer, facts, used)
+    return _signed(model, found, facts, method, used)
+
+
+def edit_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    *,
+    method: Method,
+    moments: Moments | None = None,
+) -> list[Edit]:
+    """For each fact find the change that writes it alone, into the unedited model.
+
+    As `edit` fact by fact, for evaluations of single edits; methods that can (ROME)
+    search the values of all facts in one batch, which is many times faster.
+
+    Args:
+        model: is given back as it was, bit for bit.
+        tokenizer: the model's.
+        facts: what to write, one change each.
+        method: how.
+        moments: second moments of the layers to be written, by layer.
+
+    Returns:
+        One change per fact, to be applied one at a time.
+
+    Raises:
+        TypeError: as `edit` does.
+        ValueError: as `edit` does.
+        SubjectNotFound: if a subject is lost in tokenization.
+
+    Warns:
+        UserWarning: if the model already says a target.
+
+    Book: sec-evaluation-report
+    """
+    facts = _checked(facts, method)
+    method, used = _prepared(model, tokenizer, facts, method, moments)
+    for fact in facts:
+        method.check(model, tokenizer, [fact], used)
+    _warn_of_known(model, tokenizer, facts)
+    edits = method.compute_each(model, tokenizer, facts, used)
+    return [
+        _signed(model, found, [fact], method, used)
+        for fact, found in zip(facts, edits, strict=True)
+    ]
+
+
+def _prepared(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: list[Fact],
+    method: Method,
+    moments: Moments | None,
+) -> tuple[Method, Moments]:
+    """The method and the moments that will be used; refuses lost subjects."""
     architecture_of(model)
     locate(tokenizer, [fill(fact) for fact in facts])
     if getattr(method, "covariance", "moments") == "identity":
         layers = [check_layer(model, layer) for layer in method.edited()]
         moments = {layer: identity_moment(model, layer) for layer in layers}
-    method = method.resolved(model, tokenizer)
-    method.check(model, tokenizer, facts, moments or {})
-    _warn_of_known(model, tokenizer, facts)
-    found = method.compute(model, tokenizer, facts, moments or {})
+    return method.resolved(model, tokenizer), moments or {}
+
+
+def _signed(
+    model: PreTrainedModel,
+    found: Edit,
+    facts: list[Fact],
+    method: Method,
+    moments: Moments,
+) -> Edit:
+    """The change with its origin: model, method, facts, moments and norms."""
     used = {layer: moments[layer] for layer in method.edited()} if moments else {}
     info = {
         "method": method.to_dict(),

@@ -1,15 +1,18 @@
 """ROME: one fact, one layer, a rank-one change."""
 
-# ruff: noqa: N806 (the paper's symbols)
+# ruff: noqa: N803, N806 (the paper's symbols)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, oriented, submodule
 from edutools.change import Edit
+from edutools.factored import Cholesky
 from edutools.facts import Fact
 from edutools.keyvalue import BARE, ValueSearch, keys
 from edutools.method import COVARIANCES, Method, Moments, choice
@@ -103,20 +106,44 @@ class ROME(Method):
         moments: Moments,
     ) -> Edit:
         """The rank-one change that writes the fact."""
+        (found,) = self.compute_each(model, tokenizer, facts, moments)
+        return found
+
+    def compute_each(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        moments: Moments,
+    ) -> list[Edit]:
+        """For each fact the change that writes it alone; one search for all."""
         search = self.resolved(model, tokenizer).search
         found = target_states(model, tokenizer, facts, self.layer, search=search)
-        bare = keys(model, tokenizer, facts, self.layer, contexts=BARE)[:, 0]  # (d_in,)
-        mean = keys(model, tokenizer, facts, self.layer, contexts=search.contexts)[:, 0]
+        bare = keys(model, tokenizer, facts, self.layer, contexts=BARE)  # (d_in, n)
+        mean = keys(model, tokenizer, facts, self.layer, contexts=search.contexts)
         name = architecture_of(model).write(self.layer)
         W = oriented(submodule(model, name)).double()  # (d_out, d_in)
         C = moments[self.layer].factor
-        move = (found.values - found.initial)[:, 0].to(W.device)  # δ  (d_out,)
+        move = (found.values - found.initial).to(W.device)  # δ  (d_out, n)
         bare, mean = bare.to(W.device), mean.to(W.device)
-        k = bare if self.key == "prompt" else mean
+        edits = []
+        for i in range(len(facts)):
+            delta = self._update(W, bare[:, i], mean[:, i], move[:, i], C)
+            told = {key: [values[i]] for key, values in found.summary().items()}
+            edits.append(Edit({name: delta}, {"search": told}))
+        return edits
+
+    def _update(
+        self,
+        W: Float[Tensor, "d_out d_in"],
+        bare: Float[Tensor, " d_in"],
+        mean: Float[Tensor, " d_in"],
+        move: Float[Tensor, " d_out"],
+        C: Cholesky,
+    ) -> LowRank:
         if self.key == "mixed":
             delta = rome_update(W, mean, W @ mean + move, C)
             ratio = (delta.right @ mean) / (delta.right @ bare)  # (1,)
-            delta = LowRank(delta.left * ratio, delta.right)
-        else:
-            delta = rome_update(W, k, W @ bare + move, C)  # W k := v = W k_bare + δ
-        return Edit({name: delta}, {"search": found.summary()})
+            return LowRank(delta.left * ratio, delta.right)
+        k = bare if self.key == "prompt" else mean
+        return rome_update(W, k, W @ bare + move, C)  # W k := v = W k_bare + δ

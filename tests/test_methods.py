@@ -15,7 +15,7 @@ from edutools.contexts import BARE, Contexts
 from edutools.facts import Fact
 from edutools.keyvalue import ValueSearch, keys
 from edutools.method import Method
-from edutools.methods import edit
+from edutools.methods import edit, edit_each
 from edutools.moments import identity_moment, second_moment
 from edutools.rome import ROME
 from edutools.scoring import score
@@ -281,6 +281,22 @@ def test_facts_can_be_written_one_after_the_other(taught):
     with total.applied(model):
         after = score(model, tokenizer, prompts, targets).joint
     assert after[-1] > before[-1]
+
+
+@pytest.mark.parametrize("name", ["ROME", "ROME mixed", "ROME identity", "MEMIT"])
+def test_edits_found_together_are_those_found_alone(taught, name):
+    model, tokenizer, moments = taught
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    options = {"method": METHODS[name], "moments": moments}
+    together = edit_each(model, tokenizer, FACTS, **options)
+    for fact, found in zip(FACTS, together, strict=True):
+        alone = edit(model, tokenizer, [fact], **options)
+        assert found.info["facts"] == alone.info["facts"]
+        for module, delta in alone.deltas.items():
+            torch.testing.assert_close(
+                found.deltas[module].dense(), delta.dense(), atol=1e-5, rtol=1e-3
+            )
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_several_facts_are_too_many_for_rome(taught):
