@@ -201,8 +201,8 @@ def test_fingerprints_tell_weights_apart_but_not_precisions():
 
 
 def test_of_large_weights_every_column_is_sampled():
-    weight = torch.zeros(3 * 2**10, 2**11)
-    for column in (0, 1, 1023):
+    weight = torch.zeros(3 * 2**10, 2**10)
+    for column in (0, 1, 2, 1023):
         changed = weight.clone()
         changed[:, column] = 1
         assert fingerprint(weight) != fingerprint(changed)

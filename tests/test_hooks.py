@@ -100,10 +100,10 @@ def test_stopping_runs_nothing_above(run):
 
 def test_a_second_run_forgets_the_first(run):
     model, arch, inputs = run()
-    with capture(model, arch.block(0), stop=True) as seen:
+    with capture(model, [arch.block(0), arch.block(1)], stop=True) as seen:
         seen.run(**inputs)
         seen.run(input_ids=torch.tensor([[5]]))
-    assert seen[arch.block(0)].shape == (1, 1, 16)
+    assert [tensor.shape for tensor in seen.values()] == [(1, 1, 16)] * 2
 
 
 def test_stopping_without_run_is_explained_and_cleaned_up(run):

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edutools.facts import Fact, SubjectNotFound
+from edutools.hooks import patch
 from edutools.prompts import (
     context_prefixes,
     encode,
@@ -258,6 +259,18 @@ def test_contexts_are_reproducible_and_leave_the_seed_alone(tiny, kind):
         assert "\n" not in text
         assert "<" not in text or kind != "llama"  # no special tokens spelled out
         assert fill(Fact("Ada", "{} is", "x"), text).text.endswith(". Ada is")
+
+
+def test_special_and_unknown_tokens_are_never_written(tiny):
+    """Even if the model likes nothing better."""
+    model, tokenizer = tiny("llama")
+    wish = torch.zeros(model.config.vocab_size)
+    wish[[tokenizer.eos_token_id, tokenizer.bos_token_id]] = 1e4
+    wish[len(tokenizer) :] = 1e4
+    with patch(model, {"lm_head": lambda logits: logits + wish}):
+        made = context_prefixes(model, tokenizer, n=3, length=4, seed=0)
+    plain = context_prefixes(model, tokenizer, n=3, length=4, seed=0)
+    assert made == plain
 
 
 def test_short_contexts(tiny):

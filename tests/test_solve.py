@@ -218,10 +218,11 @@ def example(n: int = 3, d_in: int = 6):
     return W, K, V, torch.eye(d_in).double()
 
 
-@pytest.mark.parametrize("nearness", [0.0, 1e-9, 1e-7])
+@pytest.mark.parametrize("nearness", [0.0, 1e-9, 3e-6])
 def test_colliding_keys_are_named_with_their_cosine(nearness):
     W, K, V, C = example()
-    K[:, 2] = -2 * K[:, 0] + nearness * K[:, 1]
+    K[:, 2] = -2 * K[:, 0]
+    K[0, 2] += nearness
     with pytest.raises(
         CollidingKeys, match=r"Keys 0 and 2 \(cosine -1\.0000\)"
     ) as error:
