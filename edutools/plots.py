@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from edutools.effects import ROLES, MeanEffect, Trace
 from edutools.evaluate import RATES, Report
@@ -215,7 +216,7 @@ def _band(ax: Axes, mean: Any, half: Any, i: int, label: str) -> None:
 
 def _effect_axes(ax: Axes, title: str) -> Axes:
     ax.axhline(0, color="#777777", lw=0.8)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("layer")
     ax.set_ylabel("mean effect on P(answer)")
     ax.set_title(title)

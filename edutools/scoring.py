@@ -72,7 +72,17 @@ def run(
     ids: Int[Tensor, "n tokens"],
     mask: Int[Tensor, "n tokens"],
 ) -> None:
-    """Send padded rows through the model on its own device, without a cache."""
+    """Send padded rows through the model on its own device, without a cache.
+
+    Raises:
+        ValueError: if a row is longer than what the model can read.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and ids.shape[1] > limit:
+        raise ValueError(
+            f"A text with its answer has {ids.shape[1]} tokens; this model reads at "
+            f"most {limit}. Shorten the prompt or the contexts in front of it."
+        )
     seen.run(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),

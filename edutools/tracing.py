@@ -129,9 +129,9 @@ def causal_trace(
         p_corrupt, p_restored = runs.all_cells(restore, token, batch_size)
     return Trace(
         fact=fact,
-        tokens=tuple(tokenizer.decode([i]) for i in runs.ids[0].tolist()),
+        tokens=tuple(tokenizer.batch_decode([[i] for i in runs.ids[0].tolist()])),
         subject=runs.subject,
-        answer=tokenizer.decode([token]),
+        answer=tokenizer.batch_decode([[token]])[0],
         kind=kind,
         window=window,
         p_clean=float(p[token]),
@@ -182,7 +182,7 @@ def _draw(
 ) -> Float[Tensor, "samples subject d_model"]:
     first, end = fill(fact).span(tokenizer)
     embed = submodule(model, architecture_of(model).embedding)
-    width = embed.weight.shape[1]
+    width = embed.get_parameter("weight").shape[1]
     generator = torch.Generator().manual_seed(seed)
     shape = (samples, end - first, width)
     return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -83,6 +83,11 @@ def test_bad_prompts_and_answers_are_refused(taught):
         evaluate(*taught, [])
 
 
+def test_a_prompt_that_the_model_cannot_read_is_refused(taught):
+    with pytest.raises(ValueError, match="this model reads at most 64"):
+        accuracy(*taught, ["city of " * 60], ["Paris"])
+
+
 def test_a_prompt_without_tokens_is_refused():
     model, tokenizer = taught_model("gpt2"), tiny_tokenizer("gpt2")  # no BOS
     with pytest.raises(ValueError, match="The prompt '' has no tokens"):
