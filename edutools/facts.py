@@ -83,8 +83,8 @@ class Case:
     """
 
     fact: Fact
-    paraphrases: tuple[str, ...]
-    neighborhood: tuple[str, ...]
+    paraphrases: tuple[str, ...] = ()
+    neighborhood: tuple[str, ...] = ()
     generation: tuple[str, ...] = ()
     relation: str = ""
 
