@@ -86,7 +86,7 @@ class Report:
 
     @classmethod
     def join(cls, reports: Sequence["Report"]) -> "Report":
-        """The cases of several reports in one, e.g. of facts that were edited one by one.
+        """The cases of several reports in one, e.g. of facts edited one by one.
 
         Raises:
             ValueError: if there is none, or they compare answers in different ways.
@@ -94,8 +94,8 @@ class Report:
         if len({(report.convention, *report.values) for report in reports}) != 1:
             kinds = sorted({report.convention for report in reports}) or "no report"
             raise ValueError(
-                f"Report.join needs reports of one kind; got {kinds}. Evaluate all cases "
-                "with the same options."
+                f"Report.join needs reports of one kind; got {kinds}. Evaluate all "
+                "cases with the same options."
             )
         names = reports[0].values
         values = {name: torch.cat([r.values[name] for r in reports]) for name in names}

@@ -221,7 +221,7 @@ def test_reports_of_single_cases_join_to_the_report_of_all(taught):
 
 def test_reports_of_different_kinds_do_not_join(taught):
     one, other = (evaluate(*taught, CASES, normalize=n) for n in (True, False))
-    with pytest.raises(ValueError, match="needs reports of one kind; got .*joint"):
+    with pytest.raises(ValueError, match=r"needs reports of one kind; got .*joint"):
         Report.join([one, other])
     with pytest.raises(ValueError, match="got no report"):
         Report.join([])
