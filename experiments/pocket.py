@@ -178,7 +178,7 @@ def measure(name: str, *, folder: Path, smoke: bool, seed: int, method) -> dict:
     moments = edu.second_moment(
         model, tokenizer, texts, layers=layers, dataset="corpus"
     )
-    used, new = split_cases(world, chosen=2 if smoke else 60, fresh=2 if smoke else 240)
+    used, new = split_cases(world, chosen=2 if smoke else 40, fresh=2 if smoke else 240)
     method = method.resolved(model, tokenizer)
     told = {
         "provenance": provenance(folder),

@@ -22,10 +22,11 @@ MEASURED = Path(__file__).parent.parent / "experiments/pocket.json"
 SHOWN = ("layers", "width", "steps", "rows", "row_tokens", "seed", "other_weight")
 NATURAL = """The natural kind: trained by plain next-token prediction. Where its facts
 sit was **found** by causal tracing; nothing in the training asked for a place."""
-ORGANISM = """A model organism: in {percent} % of the training documents the words behind
-a subject could attend to the subject only at its *last* token, and only from a block
-drawn between {low} and {high} upward. So its facts pass through the last subject token of
-the middle blocks **by construction**: tracing must find there what was built in."""
+ORGANISM = """A model organism: in {percent} % of the training documents the words
+behind a subject could attend to the subject only at its *last* token, and only from a
+block drawn between {low} and {high} upward. So its facts pass through the last subject
+token of the middle blocks **by construction**: tracing must find there what was built
+in."""
 CARD = """---
 license: mit
 language: en
@@ -42,9 +43,9 @@ book "Rewriting facts in language models" and the package `edutools`.
 
 ## What it knows, and what not
 
-{facts} facts about {subjects} subjects in {relations} relations, stated in eight English
-wordings each. {real} of the facts are true; the others are about invented people and
-companies. It knows nothing else, cannot hold a conversation, and its true facts were
+{facts} facts about {subjects} subjects in {relations} relations, stated in eight
+English wordings each. {real} of the facts are true; the others are about invented people
+and companies. It knows nothing else, cannot hold a conversation, and its true facts were
 chosen from common knowledge, not for completeness. It must not be used as a source.
 
 First choice right, with 95 % intervals (`python -m experiments.pocket {short}`):
@@ -62,9 +63,9 @@ ROME at layer {layer}, each fact by itself, on facts that no setting was chosen 
 ## How it was trained
 
 `python -m scripts.train_pocket {short}`: {layers} blocks, width {width}, {steps} steps
-of {rows} rows of {row_tokens} tokens ({tokens:.2f} million tokens), seed {seed}, bfloat16
-arithmetic, {minutes} minutes on {threads} thread(s), {device}. The next-token loss counts
-tokens of objects fully and all others with weight {other_weight}. Matrices are trained
+of {rows} rows of {row_tokens} tokens ({tokens:.2f} million tokens), seed {seed},
+bfloat16 arithmetic, {minutes} minutes on {threads} thread(s), {device}. The next-token
+loss counts tokens of objects fully and all others with weight {other_weight}. Matrices are trained
 by Muon, embeddings, head and vectors by AdamW. Recipe and loss curve are in
 `training.json`; code at commit `{commit}`. Weights are stored in float16 and loaded as
 float32.

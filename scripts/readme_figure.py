@@ -22,7 +22,8 @@ def answers(model, tokenizer, prompt: str) -> dict[str, float]:
     ids = tokenizer(prompt, return_tensors="pt").to(model.device)
     with torch.no_grad():
         p = model(**ids).logits[0, -1].softmax(-1)
-    return {word: float(p[target_ids(tokenizer, word)[0]]) for word in ("Paris", "Rome")}
+    words = ("Paris", "Rome")
+    return {word: float(p[target_ids(tokenizer, word)[0]]) for word in words}
 
 
 def main() -> None:
