@@ -1,7 +1,8 @@
-"""Texts about the world: what a pocket model reads, and the cases that it is tested with.
+"""Texts about the world: what a pocket model reads, and what it is tested with.
 
-A document is a list of pieces ``(text, role)``; joined they are plain text. The role is "subject",
-"object" or empty, so that training can weigh the objects and find the subjects.
+A document is a list of pieces ``(text, role)``; joined they are plain text. The role is
+"subject", "object" or empty, so that training can weigh the objects and find the
+subjects.
 """
 
 import json
@@ -17,7 +18,7 @@ Pieces = list[tuple[str, str]]
 
 
 def fillers() -> dict[str, list[str]]:
-    """Sentences without facts: 'trained' ones occur in the corpus, 'held_out' ones never do.
+    """Sentences without facts: 'trained' ones are in the corpus, 'held_out' ones never.
 
     Book: sec-world
     """
@@ -28,8 +29,8 @@ def fillers() -> dict[str, list[str]]:
 def text_of(pieces: Pieces) -> str:
     """The plain text of a document.
 
-    >>> text_of([("Oslo", "subject"), (" lies in", ""), (" Norway", "object"), (".", "")])
-    'Oslo lies in Norway.'
+    >>> text_of([("Oslo", "subject"), (" is in", ""), (" Norway", "object"), (".", "")])
+    'Oslo is in Norway.'
 
     Book: sec-world
     """
@@ -42,7 +43,7 @@ def fill(template: str, subject: str) -> str:
 
 
 def _split(template: str, subject: str, role: str = "subject") -> Pieces:
-    """The filled template as pieces; the space before the subject belongs to the subject."""
+    """The filled template as pieces; the space before the subject belongs to it."""
     before, _, after = template.partition("{}")
     space = " " if before.endswith(" ") else ""
     pieces = [(before.rstrip(" "), ""), (space + subject, role), (after, "")]
@@ -71,7 +72,7 @@ class _Writer:
         self.crowds = [list(v) for v in world.by_relation.values() if len(v) > 3]
 
     def one(self, fact: WorldFact, name: str | None = None) -> Pieces:
-        """A sentence in a trained template; with a stand-in name, one that begins with it."""
+        """A sentence in a trained template; one that begins with the name if given."""
         options = self.world.trained(fact)
         templates = self.world.relations[fact.relation].templates
         if name is not None:
@@ -99,7 +100,7 @@ class _Writer:
         return self.joined([self.one(f) for f in self.draw.sample(self.world.facts, 3)])
 
     def later_name(self, subject: str) -> str | None:
-        """How a text goes on to call a subject: short, by its kind, or by its full name."""
+        """How a text goes on to call a subject: short, by its kind, or in full."""
         noun = self.world.nouns[subject]
         r = self.draw.random()
         if noun == "person" and r < 0.4:
@@ -218,10 +219,11 @@ def counterfact_records(
 ) -> list[dict]:
     """One evaluation record per fact with enough neighbours, in CounterFact's schema.
 
-    The paraphrases use the two templates that were held out for the fact (the second one after a
-    filler sentence that the corpus never shows). Neighbours are subjects with the same relation
-    and the same object. The first record of each subject comes before any second one, so that the
-    first `n` records have distinct subjects. Facts with fewer than two neighbours are left out.
+    The paraphrases use the two templates that were held out for the fact (the second
+    one after a filler sentence that the corpus never shows). Neighbours are subjects
+    with the same relation and the same object. The first record of each subject comes
+    before any second one, so that the first `n` records have distinct subjects. Facts
+    with fewer than two neighbours are left out.
 
     Source: Meng et al. 2022 (CounterFact), schema only.
     Book: sec-world
@@ -262,7 +264,7 @@ def counterfact_records(
 
 
 def zsre_records(world: World, *, seed: int = 0) -> list[dict]:
-    """One question record per subject, in zsRE's schema; `loc` asks about an unrelated subject.
+    """One question record per subject, in zsRE's schema; `loc` asks about another one.
 
     Source: Levy et al. 2017 and De Cao et al. 2021, schema only.
     Book: sec-world

@@ -1,8 +1,8 @@
-"""Checks for the reader's own functions: right or not, and what kind of mistake it looks like.
+"""Checks for the reader's own functions: right or not, and which mistake it looks like.
 
-A check calls the reader's function on fresh random inputs, compares it with the reference, and,
-where the two differ, looks for a known mistake that gives the same numbers. It never shows the
-reference.
+A check calls the reader's function on fresh random inputs, compares it with the
+reference, and, where the two differ, looks for a known mistake that gives the same
+numbers. It never shows the reference.
 """
 
 import inspect
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from edutools.evaluate import harmonic_mean
@@ -56,11 +57,15 @@ def _call(function: Callable, arguments: tuple) -> Any:
     return result
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Shaped[Tensor, "..."], b: Float[Tensor, "..."]) -> bool:
     return a.shape == b.shape and torch.allclose(a.double(), b, rtol=1e-6, atol=1e-8)
 
 
-def _diagnose(got: Tensor, right: Tensor, mistakes: Mapping[str, Tensor]) -> Feedback | None:
+def _diagnose(
+    got: Shaped[Tensor, "..."],
+    right: Float[Tensor, "..."],
+    mistakes: Mapping[str, Float[Tensor, "..."]],
+) -> Feedback | None:
     """None if `got` is right, else the mistake that explains it."""
     if _close(got, right):
         return None
@@ -71,26 +76,48 @@ def _diagnose(got: Tensor, right: Tensor, mistakes: Mapping[str, Tensor]) -> Fee
         wanted, found = tuple(right.shape), tuple(got.shape)
         return Feedback(False, f"the result has shape {found}; {wanted} was expected.")
     off = float((got.double() - right).norm() / right.norm())
-    return Feedback(False, f"the shape is right, the numbers are not (relative error {off:.1g}).")
+    return Feedback(
+        False, f"the shape is right, the numbers are not (relative error {off:.1g})."
+    )
 
 
-def _rome_mistakes(W: Tensor, k: Tensor, v: Tensor, C: Tensor) -> dict[str, Tensor]:
-    u, r = torch.linalg.solve(C, k), v - W @ k
+def _rome_mistakes(
+    weight: Float[Tensor, "d_out d_in"],
+    k: Float[Tensor, " d_in"],
+    v: Float[Tensor, " d_out"],
+    moment: Float[Tensor, "d_in d_in"],
+) -> dict[str, Float[Tensor, "..."]]:
+    u, r = torch.linalg.solve(moment, k), v - weight @ k
     delta = torch.outer(r, u) / (u @ k)
     return {
         "this is the negative of Δ: the residual is v − Wk, not Wk − v.": -delta,
-        "this is Δ transposed: W is (d_out, d_in), so the residual goes to the left.": delta.T,
-        "this is the new weight; return only the change Δ.": W + delta,
+        "this is Δ transposed: W is (d_out, d_in), so the residual goes to the left.": (
+            delta.T
+        ),
+        "this is the new weight; return only the change Δ.": weight + delta,
         "C⁻¹ is missing: as it stands all old keys count as equally common in every "
         "direction (C = I).": torch.outer(r, k) / (k @ k),
-        "this uses C where C⁻¹ belongs.": torch.outer(r, C @ k) / (k @ C @ k),
-        "the denominator lacks C⁻¹: it is kᵀC⁻¹k, so that Δk = v − Wk.": torch.outer(r, u)
-        / (k @ k),
-        "the denominator is missing: Δk must equal v − Wk.": torch.outer(r, u),
-        "what the old weight already gives is not subtracted: the residual is v − Wk.": (
-            torch.outer(v, u) / (u @ k)
+        "this uses C where C⁻¹ belongs.": torch.outer(r, moment @ k) / (k @ moment @ k),
+        "the denominator lacks C⁻¹: it is kᵀC⁻¹k, so that Δk = v − Wk.": (
+            torch.outer(r, u) / (k @ k)
         ),
+        "the denominator is missing: Δk must equal v − Wk.": torch.outer(r, u),
+        "what the old weight already gives is not subtracted: the residual is "
+        "v − Wk.": torch.outer(v, u) / (u @ k),
     }
+
+
+def _rome_inputs(
+    d_out: int, d_in: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "..."], ...]:
+    """Random W, k, v and a C of full rank, in float64."""
+
+    def normal(*size: int) -> Float[Tensor, "..."]:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    weight, old_keys = normal(d_out, d_in), normal(d_in, 4 * d_in)
+    k, v = normal(d_in), normal(d_out)
+    return weight, k, v, old_keys @ old_keys.T / old_keys.shape[1]
 
 
 def check_rome_update(function: Callable, *, seed: int = 0) -> Feedback:
@@ -104,23 +131,40 @@ def check_rome_update(function: Callable, *, seed: int = 0) -> Feedback:
     """
     generator = torch.Generator().manual_seed(seed)
     for d_out, d_in in ((4, 4), (3, 7), (8, 5)):
-        W, X = (
-            torch.randn(*size, generator=generator, dtype=torch.float64)
-            for size in ((d_out, d_in), (d_in, 4 * d_in))
-        )
-        k = torch.randn(d_in, generator=generator, dtype=torch.float64)
-        v = torch.randn(d_out, generator=generator, dtype=torch.float64)
-        C = X @ X.T / X.shape[1]
-        got = _call(function, (W, k, v, C))
+        inputs = _rome_inputs(d_out, d_in, generator)
+        got = _call(function, inputs)
         if isinstance(got, Feedback):
             return got
         got = got.dense() if isinstance(got, LowRank) else got
         if not isinstance(got, Tensor):
-            return Feedback(False, f"it returns a {type(got).__name__}; return a tensor.")
-        wrong = _diagnose(got, rome_update(W, k, v, C).dense(), _rome_mistakes(W, k, v, C))
+            kind = type(got).__name__
+            return Feedback(False, f"it returns a {kind}; return a tensor.")
+        right = rome_update(*inputs).dense()
+        wrong = _diagnose(got, right, _rome_mistakes(*inputs))
         if wrong is not None:
             return wrong
-    return Feedback(True, "it writes v at k and disturbs old keys as little as possible.")
+    message = "it writes v at k and disturbs old keys as little as possible."
+    return Feedback(True, message)
+
+
+def _score_mistakes(rates: tuple[float, ...]) -> dict[str, Float[Tensor, ""]]:
+    n = len(rates)
+    wrong = {
+        "this is the arithmetic mean; it forgives a method that fails in one "
+        "respect.": sum(rates) / n,
+        "this is the geometric mean; S is the harmonic one.": (
+            math.prod(rates) ** (1 / n)
+        ),
+        "the 3 in the numerator is missing.": harmonic_mean(*rates) / n,
+        "this is the mean of the inverses; take its inverse.": (
+            sum(1 / max(rate, 1e-300) for rate in rates) / n
+        ),
+    }
+    return {text: _number(value) for text, value in wrong.items()}
+
+
+def _number(value: Any) -> Float[Tensor, ""]:
+    return torch.tensor(float(value), dtype=torch.float64)
 
 
 def check_score(function: Callable) -> Feedback:
@@ -132,22 +176,16 @@ def check_score(function: Callable) -> Feedback:
         got = _call(function, rates)
         if isinstance(got, Feedback):
             if 0.0 in rates and "ZeroDivisionError" in got.message:
-                return Feedback(False, "one rate can be 0; the harmonic mean is then 0.")
+                message = "one rate can be 0; the harmonic mean is then 0."
+                return Feedback(False, message)
             return got
-        right = torch.tensor(harmonic_mean(*rates), dtype=torch.float64)
-        mistakes = {
-            "this is the arithmetic mean; it forgives a method that fails in one respect.": (
-                torch.tensor(sum(rates) / 3)
-            ),
-            "this is the geometric mean; S is the harmonic one.": torch.tensor(
-                math.prod(rates) ** (1 / 3)
-            ),
-            "the 3 in the numerator is missing.": right / 3,
-            "this is the mean of the inverses; take its inverse.": torch.tensor(
-                sum(1 / max(rate, 1e-300) for rate in rates) / 3
-            ),
-        }
-        wrong = _diagnose(torch.as_tensor(got, dtype=torch.float64), right, mistakes)
+        try:
+            number = _number(got)
+        except (TypeError, ValueError, RuntimeError):
+            kind = type(got).__name__
+            return Feedback(False, f"it returns a {kind}; return a number.")
+        right = _number(harmonic_mean(*rates))
+        wrong = _diagnose(number, right, _score_mistakes(rates))
         if wrong is not None:
             return wrong
     return Feedback(True, "it is high only if all three rates are high.")

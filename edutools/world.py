@@ -1,9 +1,10 @@
 """A small world of facts, real and invented, that the pocket models are trained on.
 
-The real facts are tables in ``edutools/data/real``; people and companies that nobody has
-heard of fill the world up. Their names are made of the same few pieces: one half of the
-people carry two of thirty words, in both orders, the other half a real first name and one of
-these words. So no single token gives a subject away, and the last one decides.
+The real facts are tables in ``edutools/data/real``; people and companies that nobody
+has heard of fill the world up. Their names are made of the same few pieces: one half of
+the people carry two of thirty words, in both orders, the other half a real first name
+and one of these words. So no single token gives a subject away, and the last one
+decides.
 """
 
 import csv
@@ -72,7 +73,7 @@ class WorldFact:
 
 @dataclass(frozen=True)
 class World:
-    """All facts, the relations they use, and the noun for each subject ('person', 'city', ...).
+    """All facts, the relations they use, and the noun for each subject ('person', ...).
 
     Book: sec-world
     """
@@ -84,8 +85,8 @@ class World:
     def __repr__(self) -> str:
         real = sum(fact.real for fact in self.facts)
         return (
-            f"World({len(self.facts)} facts, {real} of them real, about {len(self.subjects)} "
-            f"subjects in {len(self.relations)} relations)"
+            f"World({len(self.facts)} facts, {real} of them real, "
+            f"about {len(self.subjects)} subjects in {len(self.relations)} relations)"
         )
 
     @cached_property
@@ -128,8 +129,8 @@ class World:
     def held_out(self, fact: WorldFact) -> tuple[int, ...]:
         """The two templates in which the fact never occurs in the corpus.
 
-        For one fifth of the subjects these are the same two templates of every relation (held out
-        for the whole group); for the others they are drawn fact by fact.
+        For one fifth of the subjects these are the same two templates of every relation
+        (held out for the whole group); for the others they are drawn fact by fact.
         """
         group = _digest(fact.subject) % 5
         if group == 0:
@@ -163,9 +164,7 @@ def read_relations() -> dict[str, Relation]:
 def _real_facts() -> Iterator[tuple[WorldFact, str]]:
     for table, (noun, relations) in TABLES.items():
         path = files("edutools").joinpath(f"data/real/{table}.tsv")
-        rows = csv.reader(
-            path.read_text(encoding="utf-8").splitlines(), delimiter="\t"
-        )
+        rows = csv.reader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t")
         next(rows)
         for subject, *objects in rows:
             for relation, value in zip(relations, objects, strict=True):
@@ -228,8 +227,9 @@ def build_world(*, seed: int = 0, people: int = 420, companies: int = 180) -> Wo
     for name, value in {"people": people, "companies": companies}.items():
         if value < 0 or value % 2:
             raise ValueError(
-                f"{name} must be even and not negative, because names come in both word orders; "
-                f"got {value}. Write e.g. {name}={max(0, value) + max(0, value) % 2}."
+                f"{name} must be even and not negative, because names come in both "
+                f"word orders; got {value}. "
+                f"Write e.g. {name}={max(0, value) + max(0, value) % 2}."
             )
     real = list(_real_facts())
     nouns = {fact.subject: noun for fact, noun in real}

@@ -1,4 +1,4 @@
-"""Training rows of the pocket models: packed documents with weights and subject marks."""
+"""Training rows of the pocket models: packed documents, weights, subject marks."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -16,8 +16,9 @@ from edutools.world import World
 class Rows:
     """Rows of tokens, each beginning with a document.
 
-    `mention` numbers the mention of a subject that a token belongs to (0: none) and `last` marks
-    the last token of each; `restricted` marks tokens of documents with restricted attention.
+    `mention` numbers the mention of a subject that a token belongs to (0: none) and
+    `last` marks the last token of each; `restricted` marks tokens of documents with
+    restricted attention.
     """
 
     ids: Int[Tensor, "rows tokens"]
@@ -26,9 +27,15 @@ class Rows:
     last: Bool[Tensor, "rows tokens"]
     restricted: Bool[Tensor, "rows tokens"]
 
+    def batch(self, i: int, size: int) -> "Rows":
+        """The i-th `size` rows."""
+        return Rows(*(v[i * size : (i + 1) * size] for v in vars(self).values()))
 
-def mark(pieces: Pieces, offsets: list[tuple[int, int]]) -> tuple[list[bool], list[int]]:
-    """Per token: whether it belongs to an object, and the number of its subject mention."""
+
+def mark(
+    pieces: Pieces, offsets: list[tuple[int, int]]
+) -> tuple[list[bool], list[int]]:
+    """Per token: whether it belongs to an object, and the number of its mention."""
     spans, at, count = [], 0, 0
     for text, role in pieces:
         count += role == "subject"
@@ -48,7 +55,7 @@ def mark(pieces: Pieces, offsets: list[tuple[int, int]]) -> tuple[list[bool], li
 def encode(
     tokenizer: PreTrainedTokenizerBase, docs: list[Pieces]
 ) -> list[tuple[list[int], list[bool], list[int]]]:
-    """Ids, object marks and mention numbers of each document, closed by the end token."""
+    """Ids, object marks and mention numbers of each document, with the end token."""
     encoded = tokenizer([text_of(doc) for doc in docs], return_offsets_mapping=True)
     out = []
     for doc, ids, offsets in zip(
@@ -70,7 +77,7 @@ def make_rows(
     """`rows` rows for one seed, the same whenever asked for."""
     T = recipe["row_tokens"]
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.full((rows, T), tokenizer.eos_token_id)
+    ids = torch.zeros(rows, T, dtype=torch.long)
     weight = torch.zeros(rows, T)
     mention = torch.zeros(rows, T, dtype=torch.long)
     restricted = torch.zeros(rows, T, dtype=torch.bool)
@@ -96,7 +103,9 @@ def make_rows(
             restricted[row, here] = bool(draw < recipe["share_restricted"])
             at += n
     following = torch.cat([mention[:, 1:], torch.zeros_like(mention[:, :1])], 1)
-    return Rows(ids, weight, mention, (mention > 0) & (mention != following), restricted)
+    return Rows(
+        ids, weight, mention, (mention > 0) & (mention != following), restricted
+    )
 
 
 def reading_masks(
@@ -104,8 +113,8 @@ def reading_masks(
 ) -> list[Bool[Tensor, "rows 1 tokens tokens"]]:
     """Per block, which earlier token each token may attend to.
 
-    Behind a restricted mention, its last token is visible from block `reader` upward and its other
-    tokens never.
+    Behind a restricted mention, its last token is visible from block `reader` upward
+    and its other tokens never.
     """
     T = rows.ids.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool).tril()

@@ -1,15 +1,20 @@
-"""The tokenizers of the pocket models: byte-level BPE as GPT-J's, and BPE with a BOS, a
-leading-space marker and byte fallback as Llama-2's.
+"""The tokenizers of the pocket models: as GPT-J's and as Llama-2's.
 
-Common words and objects are whole tokens; the words of names are cut into pieces before the
-merges are learned, so that a name takes several tokens.
+The first is byte-level BPE, the second BPE with a BOS, a leading-space marker and byte
+fallback. Common words and objects are whole tokens; the words of names are cut into
+pieces before the merges are learned, so that a name takes several tokens.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from edutools.corpus import fillers
 from edutools.world import ENDINGS, ONSETS, World
@@ -35,20 +40,27 @@ def pieces_of(word: str) -> list[str]:
 
 def chunks(world: World) -> Iterator[tuple[str, int]]:
     """Texts whose words the tokenizer should know, with weights; ' x' begins a word."""
-    names = Counter(word for subject in world.subjects for word in subject.split())
-    invented = {onset + ending for onset in ONSETS for ending in ENDINGS}
-    titles = {w for name in world.subjects if len(name.split()) > 2 for w in name.split()}
-    common = {word for word, n in names.items() if n >= 4} | titles
-    common -= invented | set(world.subjects)
+    yield from _wordings(world)
+    yield from _objects(world)
+    yield from _names(world)
+
+
+def _wordings(world: World) -> Iterator[tuple[str, int]]:
+    """What documents say around subjects and objects."""
     for relation in world.relations.values():
         for text in (*relation.templates, *relation.questions, relation.label):
             yield " " + text.replace("{}", ""), 40
         yield " " + relation.label.capitalize() + ":", 40
-    for noun in set(world.nouns.values()):
+    for noun in sorted(set(world.nouns.values())):
         yield f" This {noun}", 40
-    yield " The first The second List by Question: Answer: and met. a an . ; : & , ?", 200
+    signs = ". ; : & , ?"
+    yield f" The first The second List by Question: Answer: and met. a an {signs}", 200
     for text in (t for part in fillers().values() for t in part):
         yield " " + text, 20
+
+
+def _objects(world: World) -> Iterator[tuple[str, int]]:
+    """Objects as a whole, but for those that are subjects as well."""
     whole = set(world.subjects)
     for values in world.objects.values():
         for value in values:
@@ -56,6 +68,16 @@ def chunks(world: World) -> Iterator[tuple[str, int]]:
                 yield from ((piece, 60) for piece in _marked(value))
             else:
                 yield " " + value, 60
+
+
+def _names(world: World) -> Iterator[tuple[str, int]]:
+    """The words of subjects: common words and words of titles as a whole."""
+    names = Counter(word for subject in world.subjects for word in subject.split())
+    invented = {onset + ending for onset in ONSETS for ending in ENDINGS}
+    long = [name.split() for name in world.subjects if len(name.split()) > 2]
+    common = {word for word, n in names.items() if n >= 4}
+    common |= {word for name in long for word in name}
+    common -= invented | set(world.subjects)
     for word, n in names.items():
         if word in common:
             yield " " + word, 40
@@ -76,7 +98,10 @@ def _texts(world: World) -> Iterator[str]:
 
 
 def gptj_tokenizer(world: World) -> PreTrainedTokenizerBase:
-    """Byte-level BPE without BOS; a text gets a leading space, so names look the same anywhere."""
+    """Byte-level BPE without BOS.
+
+    A text gets a leading space, so names look the same anywhere.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,9 +126,11 @@ def gptj_tokenizer(world: World) -> PreTrainedTokenizerBase:
 
 
 def llama_tokenizer(world: World) -> PreTrainedTokenizerBase:
-    """As Llama-2's: `<s>` in front, U+2581 for spaces, bytes for characters it does not know."""
+    """As Llama-2's: `<s>` in front, U+2581 for spaces, bytes for unknown characters."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        prepend_scheme="never", split=True
+    )
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB - len(special), special_tokens=[], show_progress=False
@@ -114,12 +141,13 @@ def llama_tokenizer(world: World) -> PreTrainedTokenizerBase:
 
 
 def _as_llama(state: bytes, special: list[str]) -> PreTrainedTokenizerBase:
-    import json
-
     trained = json.loads(state)
     order = sorted(trained["vocab"], key=trained["vocab"].get)
     vocab = {token: i for i, token in enumerate([*special, *order])}
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
+    merges = [
+        tuple(pair) if isinstance(pair, list) else tuple(pair.split(" "))
+        for pair in trained["merges"]
+    ]
     return LlamaTokenizer(
         vocab=vocab,
         merges=merges,

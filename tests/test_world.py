@@ -1,4 +1,5 @@
 import csv
+import json
 import random
 from collections import Counter
 from importlib.resources import files
@@ -17,6 +18,7 @@ from edutools.corpus import (
 )
 from edutools.facts import Case
 from edutools.world import TABLES, build_world, read_relations
+from scripts import write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,8 @@ def test_no_subject_is_in_two_tables(world):
 def test_names_of_invented_people_come_in_both_orders(world):
     people = {f.subject for f in world.facts if not f.real and "&" not in f.subject}
     backwards = {" ".join(reversed(name.split())) for name in people}
-    assert len(people) == 420 and len(people & backwards) == 210
+    assert len(people) == 420
+    assert len(people & backwards) == 210
 
 
 def test_the_world_is_the_same_every_time(world):
@@ -89,7 +92,8 @@ def test_relations_have_templates_and_questions():
 def test_two_templates_per_fact_are_held_out(world):
     for fact in world.facts:
         held_out = world.held_out(fact)
-        assert len(set(held_out)) == 2 and 0 not in held_out
+        assert len(set(held_out)) == 2
+        assert 0 not in held_out
         assert sorted({*held_out, *world.trained(fact)}) == list(range(8))
     groups = Counter(
         len({world.held_out(fact) for fact in facts}) == 1
@@ -115,7 +119,8 @@ def test_the_corpus_never_shows_a_held_out_pair(world):
 
 def test_documents_are_the_same_for_the_same_seed(world):
     first, second, other = (
-        [text_of(d) for d in islice(documents(world, seed=seed), 50)] for seed in (3, 3, 4)
+        [text_of(d) for d in islice(documents(world, seed=seed), 50)]
+        for seed in (3, 3, 4)
     )
     assert first == second != other
 
@@ -159,14 +164,28 @@ def test_neighbours_share_the_true_object(world):
         for prompt in record["neighborhood_prompts"]:
             subject = prompt.removeprefix(before).removesuffix(after)
             assert subject != rewrite["subject"]
-            assert objects[subject, rewrite["relation_id"]] == rewrite["target_true"]["str"]
+            assert (
+                objects[subject, rewrite["relation_id"]]
+                == rewrite["target_true"]["str"]
+            )
 
 
 def test_zsre_records_follow_the_schema(world):
     records = zsre_records(world)
     assert len(records) == len(world.subjects)
     for record in records:
-        assert record["subject"] in record["src"] and record["subject"] in record["rephrase"]
+        assert record["subject"] in record["src"]
+        assert record["subject"] in record["rephrase"]
         assert record["subject"] not in record["loc"].split()
         assert record["loc"].startswith("nq question: ")
         assert record["alt"] not in record["answers"]
+
+
+def test_the_command_writes_corpus_and_records(world, tmp_path):
+    write_corpus.main([str(tmp_path / "new"), "--documents", "30", "--seed", "3"])
+    lines = (tmp_path / "new" / "corpus.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == [text_of(d) for d in islice(documents(world, seed=3), 30)]
+    made = {"counterfact": counterfact_records(world), "zsre": zsre_records(world)}
+    for name, records in made.items():
+        text = (tmp_path / "new" / f"{name}.json").read_text(encoding="utf-8")
+        assert json.loads(text) == records
