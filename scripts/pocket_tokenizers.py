@@ -6,6 +6,7 @@ pieces before the merges are learned, so that a name takes several tokens.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -93,8 +94,14 @@ def _marked(text: str) -> Iterator[str]:
 
 
 def _texts(world: World) -> Iterator[str]:
+    """Each text as often as its weight says; punctuation parts from the word before it.
+
+    Otherwise BPE without a splitter learns tokens such as 'ing.', and the last word of
+    a sentence is tokenized in another way than the same word elsewhere.
+    """
     for text, weight in chunks(world):
-        yield from [text] * weight
+        for part in re.split(r"(?<=\w)(?=[.,:;?])", text):
+            yield from [part] * weight
 
 
 def gptj_tokenizer(world: World) -> PreTrainedTokenizerBase:
