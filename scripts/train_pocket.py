@@ -82,7 +82,8 @@ class Trainer:
         make = gptj_tokenizer if recipe["architecture"] == "gptj" else llama_tokenizer
         self.tokenizer = make(self.world)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = nn.Module.to(new_model(recipe, self.tokenizer), self.device)
+        model = new_model(recipe, self.tokenizer)
+        self.model: Any = nn.Module.to(model, self.device)
         self.optimizers = optimizers(self.model, recipe)
         self.masks: list[Tensor] = []
         if recipe["share_restricted"] > 0:
