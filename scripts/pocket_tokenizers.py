@@ -158,6 +158,7 @@ def _as_llama(state: bytes, special: list[str]) -> PreTrainedTokenizerBase:
     return LlamaTokenizer(
         vocab=vocab,
         merges=merges,
+        add_bos_token=True,
         pad_token="</s>",
         padding_side="right",
         model_max_length=256,
