@@ -58,8 +58,8 @@ def load(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
     Args:
         name: a pocket model, a folder, or the id of a model on the Hub. By default what
-            the environment variable EDUTOOLS_MODEL says, and "pocket-gptj" if it says
-            nothing.
+            the environment variable EDUTOOLS_MODEL says, and "pocket-gptj-organism" if
+            it says nothing.
 
     Raises:
         ValueError: if there is no such pocket model, or the folder holds no model.
@@ -67,7 +67,7 @@ def load(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
     Book: sec-pocket-models
     """
-    name = name or os.environ.get("EDUTOOLS_MODEL") or "pocket-gptj"
+    name = name or os.environ.get("EDUTOOLS_MODEL") or "pocket-gptj-organism"
     ours = name.startswith("pocket-") or f"pocket-{name}" in POCKET_MODELS
     source = str(pocket(name)) if ours else _folder_or_id(name)
     options = {"device_map": "auto"} if torch.cuda.is_available() and not ours else {}
