@@ -44,9 +44,10 @@ book "Rewriting facts in language models" and the package `edutools`.
 ## What it knows, and what not
 
 {facts} facts about {subjects} subjects in {relations} relations, stated in eight
-English wordings each. {real} of the facts are true; the others are about invented people
-and companies. It knows nothing else, cannot hold a conversation, and its true facts were
-chosen from common knowledge, not for completeness. It must not be used as a source.
+English wordings each. {real} of the facts are true; the others are about invented
+people and companies. It knows nothing else, cannot hold a conversation, and its true
+facts were chosen from common knowledge, not for completeness. It must not be used as a
+source.
 
 First choice right, with 95 % intervals (`python -m experiments.pocket {short}`):
 
@@ -65,10 +66,10 @@ ROME at layer {layer}, each fact by itself, on facts that no setting was chosen 
 `python -m scripts.train_pocket {short}`: {layers} blocks, width {width}, {steps} steps
 of {rows} rows of {row_tokens} tokens ({tokens:.2f} million tokens), seed {seed},
 bfloat16 arithmetic, {minutes} minutes on {threads} thread(s), {device}. The next-token
-loss counts tokens of objects fully and all others with weight {other_weight}. Matrices are trained
-by Muon, embeddings, head and vectors by AdamW. Recipe and loss curve are in
-`training.json`; code at commit `{commit}`. Weights are stored in float16 and loaded as
-float32.
+loss counts tokens of objects fully and all others with weight {other_weight}.
+Matrices are trained by Muon, embeddings, head and vectors by AdamW. Recipe and loss
+curve are in `training.json`; code at commit `{commit}`. Weights are stored in float16
+and loaded as float32.
 
 Texts: the corpus of `edutools.corpus`, made from hand-written tables and templates; no
 text of others. `moment-{layer}.safetensors` is the second moment of the keys of layer
