@@ -40,7 +40,8 @@ def main() -> None:
     )
     plots.trace_heatmap(trace, ax=left)
     plots.probability_bars(before, after, ax=right)
-    right.set_title(f"Layer {method.layer} rewritten: {FACT.text} ...", fontsize=9)
+    right.set_title(f"Rewriting layer {method.layer}")
+    right.set_xlim(0, 1.25)
     figure.savefig(OUT, dpi=120, metadata={"Software": None})
 
 

@@ -260,10 +260,10 @@ def test_weights_are_stored_in_half_precision_without_pickles(name):
     assert not [*pocket(name).glob("*.bin"), *pocket(name).glob("*.pt")]
 
 
-def test_the_first_model_is_the_default(monkeypatch):
+def test_the_organism_is_the_default(monkeypatch):
     monkeypatch.delenv("EDUTOOLS_MODEL", raising=False)
     model, _ = load()
-    wanted, _ = shipped("pocket-gptj")
+    wanted, _ = shipped("pocket-gptj-organism")
     for key, value in wanted.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
 

@@ -1,0 +1,77 @@
+"""What the book says of the pocket models was measured on the shipped weights."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+import edutools as edu
+from edutools.pocket import POCKET_MODELS
+from experiments import pocket
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = json.loads((ROOT / "experiments/pocket.json").read_text(encoding="utf-8"))
+ORGANISMS = [name for name in POCKET_MODELS if name != "pocket-gptj"]
+
+
+def peak(told: dict, kind: str, role: str) -> tuple[float, int]:
+    effect = told["tracing"][kind][role]["mean"]
+    return max(effect), effect.index(max(effect))
+
+
+@pytest.mark.parametrize("name", POCKET_MODELS)
+def test_the_numbers_belong_to_the_shipped_weights(name):
+    weights = (edu.pocket(name) / "model.safetensors").read_bytes()
+    assert MEASURED[name]["provenance"]["weights"] == sha256(weights).hexdigest()
+    assert MEASURED[name]["settings"]["layer"] == edu.ROME.preset(name).layer
+
+
+@pytest.mark.parametrize("name", POCKET_MODELS)
+def test_facts_are_known_in_wordings_never_seen(name):
+    known = MEASURED[name]["accuracy"]
+    assert known["trained"]["mean"] >= 0.99
+    assert known["held_out"]["mean"] >= 0.98
+    assert known["prefixed"]["mean"] >= 0.98
+    assert known["held_out"]["n"] > 9000
+
+
+@pytest.mark.parametrize("name", POCKET_MODELS)
+def test_attention_rules_at_the_last_token(name):
+    told = MEASURED[name]
+    assert told["tracing"]["n"] >= 100
+    assert peak(told, "attention", "last token") > peak(told, "mlp", "last token")
+
+
+@pytest.mark.parametrize("name", POCKET_MODELS)
+def test_the_early_site_is_the_last_subject_token(name):
+    told = MEASURED[name]
+    early, layer = peak(told, "hidden", "last subject token")
+    for role in ("first subject token", "middle subject tokens"):
+        assert early > peak(told, "hidden", role)[0]
+    layers = len(told["tracing"]["hidden"]["last token"]["mean"])
+    assert 0 < layer < layers - 2
+    if name in ORGANISMS:  # what was built in is found
+        assert layers / 3 <= layer + 0.5 <= 2 * layers / 3
+
+
+@pytest.mark.parametrize("name", ORGANISMS)
+def test_rome_edits_the_organisms_well(name):
+    rome = MEASURED[name]["rome"]
+    layers = len(MEASURED[name]["tracing"]["hidden"]["last token"]["mean"])
+    assert 2 <= rome["layer"] < layers - 2
+    assert rome["efficacy"]["n"] >= 200
+    assert rome["efficacy"]["mean"] >= 0.99
+    assert rome["paraphrase"]["mean"] >= 0.95
+    assert rome["neighborhood"]["mean"] >= 0.95
+
+
+def test_a_little_of_everything_runs():
+    name = "pocket-gptj-organism"
+    method = edu.ROME.preset(name)
+    folder = edu.pocket(name)
+    told = pocket.measure(name, folder=folder, smoke=True, seed=0, method=method)
+    assert told.keys() == MEASURED[name].keys()
+    assert told["settings"] == MEASURED[name]["settings"]
+    assert told["provenance"]["weights"] == MEASURED[name]["provenance"]["weights"]
+    assert told["rome"]["efficacy"]["mean"] == 1
