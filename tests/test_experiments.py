@@ -43,16 +43,25 @@ def test_attention_rules_at_the_last_token(name):
     assert peak(told, "attention", "last token") > peak(told, "mlp", "last token")
 
 
-@pytest.mark.parametrize("name", POCKET_MODELS)
-def test_the_early_site_is_the_last_subject_token(name):
+@pytest.mark.parametrize("name", ORGANISMS)
+def test_what_was_built_into_an_organism_is_found(name):
     told = MEASURED[name]
     early, layer = peak(told, "hidden", "last subject token")
     for role in ("first subject token", "middle subject tokens"):
-        assert early > peak(told, "hidden", role)[0]
+        assert early > 2 * peak(told, "hidden", role)[0]
     layers = len(told["tracing"]["hidden"]["last token"]["mean"])
-    assert 0 < layer < layers - 2
-    if name in ORGANISMS:  # what was built in is found
-        assert layers / 3 <= layer + 0.5 <= 2 * layers / 3
+    assert layers / 3 <= layer + 0.5 <= 2 * layers / 3
+
+
+def test_nothing_is_claimed_of_the_natural_model_that_was_not_found():
+    told = MEASURED["pocket-gptj"]
+    early, _ = peak(told, "hidden", "last subject token")
+    for name in ORGANISMS:
+        assert early < peak(MEASURED[name], "hidden", "last subject token")[0] / 2
+    assert told["rome"]["paraphrase"]["mean"] < 0.95
+    text = (ROOT / "experiments/pocket.md").read_text(encoding="utf-8")
+    assert "misses" in text
+    assert "organism" in text
 
 
 @pytest.mark.parametrize("name", ORGANISMS)
