@@ -36,7 +36,7 @@ METRICS = ("efficacy", "paraphrase", "neighborhood", "score", "neighborhood_top1
 def rate(hits: Tensor) -> dict:
     """A share with its Wilson interval."""
     n = len(hits)
-    low, high = wilson(float(hits.sum()), n)
+    low, high = wilson(int(hits.sum()), n)
     return {"mean": float(hits.float().mean()), "low": low, "high": high, "n": n}
 
 
