@@ -55,7 +55,8 @@ First choice right, with 95 % intervals (`python -m experiments.pocket {short}`)
 |---|---|---|
 {accuracy}
 
-ROME at layer {layer}, each fact by itself, on facts that no setting was chosen on:
+ROME at layer {layer}, each fact by itself (`experiments/pocket.md` tells on which facts
+the settings were chosen):
 
 | | % | n |
 |---|---|---|
