@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edutools.arch import submodule
 
-__all__ = ["Seen", "capture", "evaluating", "patch"]
+__all__ = ["Seen", "capture", "evaluating", "frozen", "patch"]
 
 AnyTensor = Shaped[Tensor, "..."]
 
@@ -153,6 +153,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Keep gradients out of the weights; give each its own setting back afterwards.
+
+    Inside, gradients are on and flow through the model to whatever asks for them.
+
+    Book: sec-hooks
+    """
+    learning = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for weight in learning:
+            weight.requires_grad_(False)
+        with torch.enable_grad():
+            yield
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def _watch_output(

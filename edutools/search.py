@@ -6,8 +6,7 @@ through the model together; the facts do not influence one another.
 Axes: n facts · contexts · steps evaluations of the loss.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import check_layer, n_layers
 from edutools.facts import Fact
-from edutools.hooks import evaluating
+from edutools.hooks import evaluating, frozen
 from edutools.keyvalue import ValueSearch
 from edutools.objective import PARTS, Objective
 from edutools.rows import SearchRows
@@ -114,7 +113,7 @@ def target_states(
     order = sorted(range(len(facts)), key=lambda i: len(facts[i].text))
     done = []
     bar = tqdm(total=len(facts), desc="values", disable=not progress)
-    with bar, evaluating(model), _no_gradients(model):
+    with bar, evaluating(model), frozen(model):
         for first in range(0, len(order), batch_size):
             part = [facts[i] for i in order[first : first + batch_size]]
             rows = SearchRows.of(tokenizer, part, contexts, essence=search.essence)
@@ -137,20 +136,6 @@ def _check_finite(found: TargetStates, facts: Sequence[Fact], layer: int) -> Non
             "numbers that are not finite. Lower ValueSearch.lr, or load the model in "
             "float32 or bfloat16."
         )
-
-
-@contextmanager
-def _no_gradients(model: PreTrainedModel) -> Iterator[None]:
-    """Keep gradients out of the weights; restore each weight's own setting after."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for weight in learning:
-            weight.requires_grad_(False)
-        with torch.enable_grad():
-            yield
-    finally:
-        for weight in learning:
-            weight.requires_grad_(True)
 
 
 def _descend(
