@@ -35,6 +35,17 @@ class AnswerRows:
     labels: Int[Tensor, "n answer"]
     valid: Bool[Tensor, "n answer"]
 
+    def pick(self, keep: Int[Tensor, " kept"]) -> "AnswerRows":
+        """The same layout for some of the answers, as narrow as they allow."""
+        width = int(self.mask[keep].sum(1).max())
+        return AnswerRows(
+            ids=self.ids[keep, :width],
+            mask=self.mask[keep, :width],
+            positions=self.positions[keep],
+            labels=self.labels[keep],
+            valid=self.valid[keep],
+        )
+
 
 def answer_rows(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]

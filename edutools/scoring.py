@@ -15,7 +15,7 @@ from edutools.arch import architecture_of, n_layers, submodule
 from edutools.hooks import Seen, capture, evaluating
 from edutools.rows import AnswerRows, answer_rows
 
-__all__ = ["Scores", "final_logits", "last_states", "run", "score"]
+__all__ = ["Scores", "answer_logits", "final_logits", "last_states", "run", "score"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,21 @@ def last_states(
     with capture(model, name, stop=True) as seen:
         run(seen, model, ids, mask)
     return seen[name]
+
+
+def answer_logits(
+    model: PreTrainedModel, rows: AnswerRows
+) -> Float[Tensor, "n answer vocab"]:
+    """Scores of the next word in every place where a token of an answer is predicted.
+
+    In float32, on the device of the head; gradients flow if they are on.
+
+    Book: sec-evaluation-conventions
+    """
+    hidden = last_states(model, rows.ids, rows.mask)
+    each = torch.arange(len(hidden), device=hidden.device)[:, None]
+    at = hidden[each, rows.positions.to(hidden.device)]  # (n, answer, d_model)
+    return final_logits(model, at).float()
 
 
 def run(
@@ -137,9 +152,6 @@ def _log_probs(
     model: PreTrainedModel, rows: AnswerRows, part: Int[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "batch answer"], Int[Tensor, "batch answer"]]:
     """Log-probability of each label and the likeliest token in its place."""
-    width = int(rows.mask[part].sum(1).max())
-    hidden = last_states(model, rows.ids[part, :width], rows.mask[part, :width])
-    places = rows.positions[part].to(hidden.device)
-    at = hidden[torch.arange(len(part), device=hidden.device)[:, None], places]
-    logp = final_logits(model, at).float().log_softmax(-1).cpu()  # (batch, answer, v)
+    logits = answer_logits(model, rows.pick(part))  # (batch, answer, vocab)
+    logp = logits.log_softmax(-1).cpu()
     return logp.gather(-1, rows.labels[part][..., None])[..., 0], logp.argmax(-1)
