@@ -156,7 +156,7 @@ def _check_missing(
     facts: Sequence[Fact],
     method: Method,
 ) -> None:
-    layers = method.edited()
+    layers = method.edited() if method.needs_moments else ()
     if not layers or getattr(method, "covariance", "moments") == "identity":
         return
     try:

@@ -25,7 +25,8 @@ class Method(ABC):
     """How to write facts: hyperparameters, never data.
 
     A method of your own is a frozen dataclass with fields `layers` and `covariance`
-    (or properties of these names), a `bibtex`, and a `compute`.
+    (or properties of these names), a `bibtex`, and a `compute`. One that needs no
+    second moments says so by `needs_moments` and has no `covariance`.
     `testing.check_method` tells whether it keeps its promises.
 
     Book: sec-methods
@@ -33,6 +34,7 @@ class Method(ABC):
 
     bibtex: ClassVar[str] = ""
     several: ClassVar[bool] = True  # whether it writes several facts at once
+    needs_moments: ClassVar[bool] = True  # of the layers that `edited` names
 
     @abstractmethod
     def compute(
@@ -55,7 +57,7 @@ class Method(ABC):
         return [self.compute(model, tokenizer, [fact], moments) for fact in facts]
 
     def edited(self) -> tuple[int, ...]:
-        """The layers whose moments the method needs."""
+        """The layers that are written, whose moments the method may need."""
         return tuple(getattr(self, "layers", ()))
 
     def resolved(
@@ -78,7 +80,8 @@ class Method(ABC):
                 that say so, the facts cannot be written.
         """
         layers = [check_layer(model, layer) for layer in self.edited()]
-        check_moments(model, moments, layers, method=type(self).__name__)
+        if self.needs_moments:
+            check_moments(model, moments, layers, method=type(self).__name__)
 
     @property
     def citation(self) -> str:

@@ -39,7 +39,8 @@ def edit(
         tokenizer: the model's.
         facts: what to write.
         method: how: ROME, MEMIT, EMMET or a method of your own.
-        moments: second moments of the layers to be written, by layer.
+        moments: second moments of the layers to be written, by layer; methods that
+            need none ignore them.
 
     Returns:
         The change, with its origin.
@@ -81,7 +82,8 @@ def edit_each(
         tokenizer: the model's.
         facts: what to write, one change each.
         method: how.
-        moments: second moments of the layers to be written, by layer.
+        moments: second moments of the layers to be written, by layer; methods that
+            need none ignore them.
 
     Returns:
         One change per fact, to be applied one at a time.
@@ -118,7 +120,9 @@ def _prepared(
     """The method and the moments that will be used; refuses lost subjects."""
     architecture_of(model)
     locate(tokenizer, [fill(fact) for fact in facts])
-    if getattr(method, "covariance", "moments") == "identity":
+    if not method.needs_moments:
+        moments = {}
+    elif getattr(method, "covariance", "moments") == "identity":
         layers = [check_layer(model, layer) for layer in method.edited()]
         moments = {layer: identity_moment(model, layer) for layer in layers}
     return method.resolved(model, tokenizer), moments or {}

@@ -117,6 +117,25 @@ def test_moments_that_are_not_asked_for_are_a_broken_promise(monkeypatch):
         check_method(Broken(fault="needs no moments"), kinds=["gptj"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Free(Broken):
+    """A method that needs no moments and has no setting about them."""
+
+    needs_moments: ClassVar[bool] = False
+
+
+def test_a_method_without_moments_ignores_those_it_is_given(taught, monkeypatch):
+    model, tokenizer, moments = taught
+    without = edit(model, tokenizer, FACTS, method=Free())
+    given = edit(model, tokenizer, FACTS, method=Free(), moments={0: moments[0]})
+    assert torch.equal(dense(without), dense(given))
+    assert without.info["moments"] == given.info["moments"] == {}
+    with pytest.raises(ValueError, match="no layer 7"):
+        edit(model, tokenizer, FACTS, method=Free(layers=(7,)))
+    monkeypatch.setattr("edutools.contract._check_effect", lambda *_: None)
+    check_method(Free(), kinds=["gptj"])
+
+
 def test_rome_maps_its_key_to_the_value_exactly(taught):
     model, tokenizer, moments = taught
     found = {
