@@ -105,9 +105,12 @@ def capture(
 
 @contextmanager
 def patch(
-    model: nn.Module, changes: Mapping[str, Callable[[AnyTensor], AnyTensor]]
+    model: nn.Module,
+    changes: Mapping[str, Callable[[AnyTensor], AnyTensor]],
+    *,
+    inputs: bool = False,
 ) -> Iterator[None]:
-    """Change the outputs of named modules during forward passes.
+    """Change the outputs (or inputs) of named modules during forward passes.
 
     Each function receives the module's output (of several values the first, the
     hidden state) and returns what shall flow on in its place, of the same shape. The
@@ -117,6 +120,8 @@ def patch(
     Args:
         model: any module.
         changes: dotted module name -> function of the output.
+        inputs: change the modules' (first) inputs rather than their outputs. Only
+            what the module itself reads changes, not what others read.
 
     Raises:
         LookupError: if the model has no module of that name.
@@ -130,12 +135,18 @@ def patch(
     ...     net(torch.zeros(2))
     tensor([1., 1.])
     """
+    # Hooks that transformers leaves behind record outputs: we must come first.
     with ExitStack() as hooks:
         for name, change in changes.items():
-            # Hooks that transformers leaves behind record outputs: we must come first.
-            handle = submodule(model, name).register_forward_hook(
-                _changer(name, change), prepend=True
-            )
+            module = submodule(model, name)
+            if inputs:
+                handle = module.register_forward_pre_hook(
+                    _input_changer(name, change), prepend=True, with_kwargs=True
+                )
+            else:
+                handle = module.register_forward_hook(
+                    _changer(name, change), prepend=True
+                )
             hooks.callback(handle.remove)
         yield
 
@@ -187,30 +198,54 @@ def _watch_input(
     module: nn.Module, name: str, record: Callable[[str, AnyTensor], None]
 ) -> torch.utils.hooks.RemovableHandle:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        values = [*args, *kwargs.values()]
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        if not tensors:
-            raise TypeError(f"Module {name!r} was called without a tensor to record.")
-        record(name, tensors[0])
+        given, first = _given(name, args, kwargs)
+        record(name, given[first])
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _changer(name: str, change: Callable[[AnyTensor], AnyTensor]) -> Callable[..., Any]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        old = _hidden(name, output)
-        new = change(old)
-        if not isinstance(new, Tensor):
-            raise TypeError(f"The patch of {name!r} must return a tensor; got {new!r}.")
-        if new.shape != old.shape:
-            raise ValueError(
-                f"The patch of {name!r} returned shape {tuple(new.shape)}; the "
-                f"module's output has {tuple(old.shape)}. Return one of that shape."
-            )
-        new = new.to(old.dtype)
+        new = _changed(name, "output", change, _hidden(name, output))
         return new if isinstance(output, Tensor) else (new, *output[1:])
 
     return hook
+
+
+def _input_changer(
+    name: str, change: Callable[[AnyTensor], AnyTensor]
+) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given, first = _given(name, args, kwargs)
+        given[first] = _changed(name, "input", change, given[first])
+        return tuple(given[i] for i in range(len(args))), {k: given[k] for k in kwargs}
+
+    return hook
+
+
+def _changed(
+    name: str, what: str, change: Callable[[AnyTensor], AnyTensor], old: AnyTensor
+) -> AnyTensor:
+    new = change(old)
+    if not isinstance(new, Tensor):
+        raise TypeError(f"The patch of {name!r} must return a tensor; got {new!r}.")
+    if new.shape != old.shape:
+        raise ValueError(
+            f"The patch of {name!r} returned shape {tuple(new.shape)}; the "
+            f"module's {what} has {tuple(old.shape)}. Return one of that shape."
+        )
+    return new.to(old.dtype)
+
+
+def _given(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[int | str, Any], int | str]:
+    """What a module was called with, by place or name; which is the first tensor."""
+    given = {**dict(enumerate(args)), **kwargs}
+    for key, value in given.items():
+        if isinstance(value, Tensor):
+            return given, key
+    raise TypeError(f"Module {name!r} was called without a tensor in its inputs.")
 
 
 def _hidden(name: str, output: Any) -> AnyTensor:

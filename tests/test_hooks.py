@@ -161,6 +161,78 @@ def test_of_nested_patches_the_inner_one_acts_first():
         assert net(torch.ones(1)).item() == 20
 
 
+@pytest.mark.parametrize("kind", TINY)
+def test_a_patched_input_is_what_the_module_reads(run, kind):
+    """Setting keys by hand gives the output that the write map computes from them."""
+    model, arch, inputs = run(kind)
+    name = arch.write(1)
+    plain = model(**inputs).logits
+    with patch(model, {name: lambda k: k}, inputs=True):
+        assert torch.equal(model(**inputs).logits, plain)
+    with capture(model, name) as full:
+        model(**inputs)
+    with patch(model, {name: lambda k: 2 * k}, inputs=True), capture(model, name) as b:
+        changed = model(**inputs).logits
+    bias = getattr(model.get_submodule(name), "bias", None)
+    offset = 0 if bias is None else bias
+    torch.testing.assert_close(b[name] - offset, 2 * (full[name] - offset))
+    assert not torch.allclose(changed, plain)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gptj", "llama"])
+def test_blocks_read_a_patched_input_however_it_is_passed(run, kind):
+    model, arch, inputs = run(kind)
+    with capture(model, arch.block(1)) as other:
+        model(**inputs)
+    with (
+        patch(model, {arch.block(2): lambda _: other[arch.block(1)] + 1}, inputs=True),
+        capture(model, arch.block(1)) as below,
+        capture(model, arch.block(2), inputs=True) as seen,
+    ):
+        model(**inputs)
+    assert torch.equal(seen[arch.block(2)], other[arch.block(1)] + 1)
+    assert torch.equal(below[arch.block(1)], other[arch.block(1)])
+
+
+def test_of_nested_input_patches_the_inner_one_acts_first():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x):
+            return self.inner(input=x)
+
+    net = Net()
+    before = hooks(net)
+    with (
+        patch(net, {"inner": lambda x: x * 10}, inputs=True),
+        patch(net, {"inner": lambda x: x + 1}, inputs=True),
+        capture(net, "inner", inputs=True) as seen,
+    ):
+        assert net(torch.ones(1)).item() == 20
+    assert seen["inner"].item() == 20
+    assert hooks(net) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda h: "text", TypeError, "must return a tensor; got 'text'"),
+        (lambda h: h[:1], ValueError, r"shape \(1, .* module's input has \(2, "),
+    ],
+)
+def test_a_wrong_patch_of_an_input_is_named(run, change, error, message):
+    model, arch, inputs = run()
+    before = hooks(model)
+    with (
+        pytest.raises(error, match=message),
+        patch(model, {arch.mlp(0): change}, inputs=True),
+    ):
+        model(**inputs)
+    assert hooks(model) == before
+
+
 def test_gradients_flow_through_patch_and_capture(run):
     model, arch, inputs = run("gptj")
     delta = torch.zeros(16, requires_grad=True)
