@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from edutools.facts import Fact
 from edutools.prompts import Prompt, fill, pad, target_ids, token_ids
 
-__all__ = ["AnswerRows", "Located", "SearchRows", "answer_rows", "locate"]
+__all__ = [
+    "AnswerRows",
+    "Located",
+    "SearchRows",
+    "answer_rows",
+    "following",
+    "locate",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +45,13 @@ class AnswerRows:
     def pick(self, keep: Int[Tensor, " kept"]) -> "AnswerRows":
         """The same layout for some of the answers, as narrow as they allow."""
         width = int(self.mask[keep].sum(1).max())
+        longest = int(self.valid[keep].sum(1).max())
         return AnswerRows(
             ids=self.ids[keep, :width],
             mask=self.mask[keep, :width],
-            positions=self.positions[keep],
-            labels=self.labels[keep],
-            valid=self.valid[keep],
+            positions=self.positions[keep, :longest],
+            labels=self.labels[keep, :longest],
+            valid=self.valid[keep, :longest],
         )
 
 
@@ -70,7 +78,18 @@ def answer_rows(
             raise ValueError(
                 f"The prompt {prompt!r} has no tokens, so nothing follows it."
             )
-    labels = [known[answer] for answer in answers]
+    return following(tokenizer, starts, [known[answer] for answer in answers])
+
+
+def following(
+    tokenizer: PreTrainedTokenizerBase,
+    starts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+) -> AnswerRows:
+    """Lay out token rows and the tokens that follow them, at least one of each.
+
+    Book: sec-evaluation-conventions
+    """
     both = list(zip(starts, labels, strict=True))
     batch = pad(tokenizer, [[*start, *label[:-1]] for start, label in both])
     return AnswerRows(

@@ -15,7 +15,15 @@ from edutools.arch import architecture_of, n_layers, submodule
 from edutools.hooks import Seen, capture, evaluating
 from edutools.rows import AnswerRows, answer_rows
 
-__all__ = ["Scores", "answer_logits", "final_logits", "last_states", "run", "score"]
+__all__ = [
+    "Scores",
+    "answer_logits",
+    "final_logits",
+    "last_states",
+    "run",
+    "score",
+    "score_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Scores:
         joint: log P[answer | prompt], the sum over the answer's tokens.
         tokens: how many tokens each answer has.
         hits: for each answer, whether each of its tokens is the model's first choice.
+        first: the ids of these first choices, given the answer's tokens before.
 
     Book: sec-evaluation-conventions
     """
@@ -33,6 +42,7 @@ class Scores:
     joint: Float[Tensor, " n"]
     tokens: Int[Tensor, " n"]
     hits: tuple[tuple[bool, ...], ...]
+    first: tuple[tuple[int, ...], ...] = ()
 
     @property
     def per_token(self) -> Float[Tensor, " n"]:
@@ -134,24 +144,38 @@ def score(
     if not prompts and not answers:
         return Scores(torch.zeros(0), torch.zeros(0, dtype=torch.long), ())
     rows = answer_rows(tokenizer, prompts, answers)
+    return score_rows(model, rows, batch_size=batch_size)
+
+
+def score_rows(
+    model: PreTrainedModel, rows: AnswerRows, *, batch_size: int = 64
+) -> Scores:
+    """Score answers that are laid out as token rows already; see `score`.
+
+    Book: sec-evaluation-conventions
+    """
     order = rows.mask.sum(1).argsort(stable=True)
-    joint = torch.zeros(len(prompts))
+    joint = torch.zeros(len(rows.ids))
     best = torch.zeros_like(rows.labels)
     with evaluating(model), torch.no_grad():
         for part in order.split(batch_size):
-            picked, best[part] = _log_probs(model, rows, part)
-            joint[part] = (picked * rows.valid[part]).sum(1)
-    hits = [
-        tuple((guess == label)[valid].tolist())
-        for guess, label, valid in zip(best, rows.labels, rows.valid, strict=True)
-    ]
-    return Scores(joint=joint, tokens=rows.valid.sum(1), hits=tuple(hits))
+            batch = rows.pick(part)
+            logp, choice = _log_probs(model, batch)
+            joint[part] = (logp * batch.valid).sum(1)
+            best[part, : choice.shape[1]] = choice
+    each = list(zip(best, rows.labels, rows.valid, strict=True))
+    return Scores(
+        joint=joint,
+        tokens=rows.valid.sum(1),
+        hits=tuple(tuple((b == y)[valid].tolist()) for b, y, valid in each),
+        first=tuple(tuple(b[valid].tolist()) for b, _, valid in each),
+    )
 
 
 def _log_probs(
-    model: PreTrainedModel, rows: AnswerRows, part: Int[Tensor, " batch"]
+    model: PreTrainedModel, rows: AnswerRows
 ) -> tuple[Float[Tensor, "batch answer"], Int[Tensor, "batch answer"]]:
     """Log-probability of each label and the likeliest token in its place."""
-    logits = answer_logits(model, rows.pick(part))  # (batch, answer, vocab)
-    logp = logits.log_softmax(-1).cpu()
-    return logp.gather(-1, rows.labels[part][..., None])[..., 0], logp.argmax(-1)
+    logp = answer_logits(model, rows).log_softmax(-1)  # (batch, answer, vocab)
+    picked = logp.gather(-1, rows.labels.to(logp.device)[..., None])[..., 0]
+    return picked.cpu(), logp.argmax(-1).cpu()
