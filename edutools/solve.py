@@ -21,6 +21,7 @@ __all__ = [
     "LowRank",
     "cholesky",
     "emmet_update",
+    "inputs",
     "memit_update",
     "rome_update",
 ]
@@ -77,7 +78,7 @@ def rome_update(
     >>> delta.dense()
     tensor([[3., 0.]], dtype=torch.float64)
     """
-    W, K, V = _inputs(W, k[:, None], v[:, None])
+    W, K, V = inputs(W, k[:, None], v[:, None])
     k, v = K[:, 0], V[:, 0]
     u = _factor(C).solve(K)[:, 0]  # C⁻¹k  (d_in,)
     Lambda = (v - W @ k) / (u @ k)  # residual / kᵀC⁻¹k  (d_out,)
@@ -124,7 +125,7 @@ def memit_update(
     """
     if not lam > 0:
         raise ValueError(f"lam must be > 0; got {lam}. For an exact fit: emmet_update.")
-    W, K, V = _inputs(W, K, V)
+    W, K, V = inputs(W, K, V)
     R = V - W @ K  # residual  (d_out, n)
     if K.shape[1] < K.shape[0]:
         return _dual(R, K, _factor(C), lam)
@@ -172,7 +173,7 @@ def emmet_update(
     """
     if not ridge >= 0:
         raise ValueError(f"ridge must be >= 0; got {ridge}.")
-    W, K, V = _inputs(W, K, V)
+    W, K, V = inputs(W, K, V)
     d_in, n = K.shape
     if n > d_in and ridge == 0:
         raise ValueError(
@@ -224,10 +225,16 @@ def _factor(C: Float[Tensor, "d d"] | Cholesky) -> Cholesky:
     return C if isinstance(C, Cholesky) else cholesky(C)
 
 
-def _inputs(
+def inputs(
     W: Float[Tensor, "..."], K: Float[Tensor, "..."], V: Float[Tensor, "..."]
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """The three in float64, after a look at their shapes and values."""
+    """W, K and V in float64, after a look at their shapes and values.
+
+    Raises:
+        ValueError: if shapes disagree, a key is zero, or a number is not finite.
+
+    Book: sec-rome-update
+    """
     d_out, d_in = W.shape
     n = K.shape[1]
     if K.shape[0] != d_in or V.shape != (d_out, n):
