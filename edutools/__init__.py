@@ -9,11 +9,12 @@ from edutools.batch import EMMET, MEMIT
 from edutools.change import Edit
 from edutools.effects import Trace, average_effect
 from edutools.evaluate import Report, accuracy, evaluate
-from edutools.facts import Case, Fact, load_cases
+from edutools.facts import Case, Fact
 from edutools.hooks import capture, patch
 from edutools.methods import edit, edit_each
 from edutools.moments import SecondMoment, second_moment
 from edutools.pocket import load, pocket
+from edutools.records import load_cases, load_facts, load_zsre
 from edutools.rome import ROME
 from edutools.solve import emmet_update, memit_update, rome_update
 from edutools.tracing import causal_trace, causal_traces
@@ -41,6 +42,8 @@ __all__ = [
     "evaluate",
     "load",
     "load_cases",
+    "load_facts",
+    "load_zsre",
     "memit_update",
     "patch",
     "pocket",

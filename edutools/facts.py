@@ -1,12 +1,10 @@
 """What to write into a model, and what to test it with. Knows no model."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-__all__ = ["Case", "Fact", "SubjectNotFound", "ZsreCase", "load_cases", "load_zsre"]
+__all__ = ["Case", "Fact", "SubjectNotFound", "ZsreCase"]
 
 SLOT = "{}"
 
@@ -78,6 +76,7 @@ class Case:
 
     Raises:
         TypeError: if a field has the wrong type.
+        ValueError: if a text is empty.
 
     Book: sec-evaluation
     """
@@ -94,6 +93,8 @@ class Case:
         for name in ("paraphrases", "neighborhood", "generation"):
             texts = _texts(f"Case.{name}", getattr(self, name))
             object.__setattr__(self, name, texts)
+        if not isinstance(self.relation, str):
+            raise TypeError(f"Case.relation must be text; got {self.relation!r}.")
 
     @classmethod
     def from_counterfact(cls, record: Mapping[str, Any]) -> "Case":
@@ -116,8 +117,8 @@ class Case:
             fact,
             paraphrases=_listed(record, "paraphrase_prompts"),
             neighborhood=_listed(record, "neighborhood_prompts"),
-            generation=_texts("generation", record.get("generation_prompts", ())),
-            relation=rewrite.get("relation_id", ""),
+            generation=_texts("generation", _given(record, "generation_prompts", ())),
+            relation=_given(rewrite, "relation_id", ""),
         )
 
     def to_counterfact(self, *, case_id: int | None = None) -> dict[str, Any]:
@@ -220,56 +221,6 @@ class ZsreCase:
         )
 
 
-def load_cases(path: str | Path) -> list[Case]:
-    """Read evaluation cases from a JSON file in the CounterFact schema.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a JSON list, or a record is malformed (with its index).
-
-    Book: sec-evaluation
-    """
-    return _load(path, Case.from_counterfact)
-
-
-def load_zsre(path: str | Path) -> list[ZsreCase]:
-    """Read question-answering cases from a JSON file in the zsRE schema.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a JSON list, or a record is malformed (with its index).
-
-    Book: sec-evaluation
-    """
-    return _load(path, ZsreCase.from_zsre)
-
-
-def _load(path: str | Path, read: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No file {str(path)!r}. Give the path of a JSON file that holds a list "
-            "of records."
-        )
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} is not JSON ({error}).") from None
-    if not isinstance(records, list):
-        raise ValueError(
-            f"{path.name} must hold a list of records; got a {type(records).__name__}."
-        )
-    cases = []
-    for index, record in enumerate(records):
-        try:
-            if not isinstance(record, Mapping):
-                raise ValueError(f"It must be an object; got {record!r}.")
-            cases.append(read(record))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path.name}, record {index}: {error}") from None
-    return cases
-
-
 def _at(record: Any, key: str, inside: str = "") -> Any:
     if not isinstance(record, Mapping):
         raise ValueError(f"{inside!r} must be an object; got {record!r}.")
@@ -277,6 +228,12 @@ def _at(record: Any, key: str, inside: str = "") -> Any:
         where = f" in {inside!r}" if inside else ""
         raise ValueError(f"The key {key!r} is missing{where}; found {sorted(record)}.")
     return record[key]
+
+
+def _given(record: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of a key that may be missing, or null as tables write it."""
+    value = record.get(key)
+    return default if value is None else value
 
 
 def _listed(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -297,4 +254,6 @@ def _texts(name: str, values: Any) -> tuple[str, ...]:
     for value in values:
         if not isinstance(value, str):
             raise TypeError(f"{name} must hold texts only; got {value!r}.")
+        if not value.strip():
+            raise ValueError(f"{name} must hold no empty text; got {value!r}.")
     return tuple(values)

@@ -7,14 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edutools.facts import (
-    Case,
-    Fact,
-    SubjectNotFound,
-    ZsreCase,
-    load_cases,
-    load_zsre,
-)
+from edutools.facts import Case, Fact, SubjectNotFound, ZsreCase
 
 RECORD = {
     "case_id": 7,
@@ -118,6 +111,27 @@ def test_records_without_generation_prompts_or_relation_are_read():
     assert (case.generation, case.relation) == ((), "")
 
 
+def test_null_stands_for_nothing_where_a_key_may_be_missing():
+    rewrite = RECORD["requested_rewrite"] | {"relation_id": None}
+    nulls = {"requested_rewrite": rewrite, "generation_prompts": None}
+    case = Case.from_counterfact(RECORD | nulls)
+    assert (case.generation, case.relation) == ((), "")
+    with pytest.raises(TypeError, match="paraphrase_prompts must be a list"):
+        Case.from_counterfact(RECORD | {"paraphrase_prompts": None})
+
+
+def test_a_relation_is_text():
+    rewrite = RECORD["requested_rewrite"] | {"relation_id": 131}
+    with pytest.raises(TypeError, match="relation"):
+        Case.from_counterfact(RECORD | {"requested_rewrite": rewrite})
+
+
+@pytest.mark.parametrize("field", ["paraphrases", "neighborhood", "generation"])
+def test_cases_hold_no_empty_texts(field):
+    with pytest.raises(ValueError, match=rf"Case\.{field} must hold no empty text"):
+        Case(Fact("Ada", "{} is", "x"), **{field: ("a", " ")})
+
+
 def test_a_case_without_truth_has_no_record():
     fact = Fact("Ada", "{} is", "x")
     with pytest.raises(ValueError, match="needs a truth; 'Ada is' has none"):
@@ -196,35 +210,3 @@ def test_a_missing_zsre_key_is_named(key):
 def test_a_question_without_answers_is_refused():
     with pytest.raises(ValueError, match="'answers' is empty"):
         ZsreCase.from_zsre(QUESTION | {"answers": []})
-
-
-def write(path, value):
-    path.write_text(json.dumps(value), encoding="utf-8")
-    return path
-
-
-def test_files_are_read_in_order(tmp_path):
-    path = write(tmp_path / "cases.json", [RECORD, RECORD])
-    assert load_cases(path) == [Case.from_counterfact(RECORD)] * 2
-    assert load_cases(str(path)) == load_cases(path)
-    path = write(tmp_path / "zsre.json", [QUESTION])
-    assert load_zsre(path) == [ZsreCase.from_zsre(QUESTION)]
-
-
-def test_a_bad_record_is_named_by_its_index(tmp_path):
-    bad = without(RECORD, "requested_rewrite", "subject")
-    path = write(tmp_path / "cases.json", [RECORD, bad])
-    with pytest.raises(ValueError, match=r"cases\.json, record 1: .*'subject'"):
-        load_cases(path)
-
-
-def test_files_that_are_no_lists_of_records_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No file"):
-        load_cases(tmp_path / "none.json")
-    with pytest.raises(ValueError, match="must hold a list"):
-        load_cases(write(tmp_path / "object.json", {"a": 1}))
-    with pytest.raises(ValueError, match=r"record 0: It must be an object"):
-        load_cases(write(tmp_path / "numbers.json", [1]))
-    (tmp_path / "cut.json").write_text('[{"case_id": 1,')
-    with pytest.raises(ValueError, match="is not JSON"):
-        load_cases(tmp_path / "cut.json")
