@@ -6,7 +6,8 @@ inverses. ROME, EMMET and MEMIT are one family: with the residual R = V - W K,
 
     Δ = R (KᵀC⁻¹K + λI)⁻¹ KᵀC⁻¹
 
-is MEMIT for λ > 0, EMMET for λ = 0, and ROME for λ = 0 and one key.
+is MEMIT for λ > 0, EMMET for λ = 0, and ROME for λ = 0 and one key. `corners` has its
+neighbours: old keys in a null space, earlier edits, a norm.
 """
 
 import torch
@@ -101,6 +102,10 @@ def memit_update(
     fewer facts than dimensions the equal form with an n x n system is solved,
     R (KᵀC⁻¹K + λI)⁻¹ KᵀC⁻¹, which is `emmet_update` with ridge λ.
 
+    One fact is `rome_update` times q / (λ + q), with q = kᵀC⁻¹k. Facts with the same
+    key share it: as λ → 0 each gets the mean of their values. C multiplied by c is λ
+    multiplied by c.
+
     Args:
         W: the weight to be changed, as (output, input).
         K: new keys, one column per fact, in units of the layer's input.
@@ -146,7 +151,9 @@ def emmet_update(
     .. math:: \Delta = R D^{-1} K^\top C^{-1}, \qquad D = K^\top C^{-1} K + \alpha I
 
     Without the ridge α it minimises tr(Δ C Δᵀ) subject to (W + Δ) K = V. With a ridge
-    the fit is no longer exact: it is `memit_update` with λ = α, whatever the name.
+    the fit is no longer exact: it is `memit_update` with λ = α, whatever the name; with
+    w·C in place of C it is that with λ = α·w. The exact fit disturbs old keys by
+    tr(R D⁻¹ Rᵀ) and exists only if the keys are linearly independent.
 
     Args:
         W: the weight to be changed, as (output, input).
