@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edutools.corners import Spectrum, spectrum
 from edutools.factored import Cholesky, cholesky
 
 __all__ = ["SecondMoment"]
@@ -29,6 +30,8 @@ class SecondMoment:
         total: the sum of k kᵀ, in float64.
         count: how many tokens it sums over.
         info: where it comes from: model, revision, fingerprints, layer, data, dtype.
+        past: keys of facts written earlier, one per column, for methods that spare them
+            too (AlphaEdit, ENCORE). They are no part of the mean.
 
     Book: sec-second-moment
 
@@ -41,6 +44,7 @@ class SecondMoment:
     total: Float[Tensor, "d_in d_in"]
     count: int
     info: Mapping[str, Any] = field(default_factory=dict)
+    past: Float[Tensor, "d_in m"] | None = None
 
     @classmethod
     def empty(cls, d_in: int, info: Mapping[str, Any] | None = None) -> "SecondMoment":
@@ -70,6 +74,11 @@ class SecondMoment:
         """
         return cholesky(self.value, f"The second moment of {self.place}")
 
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The eigenvalues and eigenvectors of C, computed once."""
+        return spectrum(self.value, f"The second moment of {self.place}")
+
     @property
     def place(self) -> str:
         """Layer and model, in words."""
@@ -92,7 +101,27 @@ class SecondMoment:
         rows = keys.flatten(0, -2) if mask is None else keys[mask.bool()]
         rows = rows.detach().float()
         total = self.total.to(rows.device) + (rows.T @ rows).double()
-        return SecondMoment(total, self.count + len(rows), self.info)
+        return replace(self, total=total, count=self.count + len(rows))
+
+    def remember(self, keys: Float[Tensor, "d_in n"]) -> "SecondMoment":
+        """The same with the keys of facts that have been written, one per column.
+
+        What has been computed of C is kept.
+
+        Raises:
+            ValueError: if the keys have another size.
+        """
+        if len(keys) != len(self.total):
+            raise ValueError(
+                f"Keys of size {len(keys)} do not belong to {self}. Take those of the "
+                "same layer of the same model, one per column."
+            )
+        keys = keys.detach().double()
+        past = keys if self.past is None else torch.cat([self.past.to(keys), keys], 1)
+        grown = replace(self, past=past, info={**self.info, "past": past.shape[1]})
+        known = {"factor", "spectrum"} & self.__dict__.keys()
+        grown.__dict__.update({name: self.__dict__[name] for name in known})
+        return grown
 
     def merge(self, other: "SecondMoment") -> "SecondMoment":
         """The moment over the tokens of both.
@@ -110,11 +139,13 @@ class SecondMoment:
                 f"and {other} of {theirs}. Merge those of one layer of one model."
             )
         total = self.total + other.total.to(self.total.device)
-        return SecondMoment(total, self.count + other.count, self.info)
+        merged = replace(self, total=total, count=self.count + other.count)
+        return merged if other.past is None else merged.remember(other.past)
 
     def to(self, device: torch.device | str) -> "SecondMoment":
         """The same on another device."""
-        return SecondMoment(self.total.to(device), self.count, self.info)
+        past = None if self.past is None else self.past.to(device)
+        return replace(self, total=self.total.to(device), past=past)
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float64) -> None:
         """Write it to one safetensors file, which also holds count and origin.
@@ -132,8 +163,12 @@ class SecondMoment:
             "count": str(self.count),
             "info": json.dumps(dict(self.info), sort_keys=True),
         }
+        tensors = {"total": self.total} | (
+            {} if self.past is None else {"past": self.past}
+        )
+        tensors = {name: x.cpu().to(dtype).contiguous() for name, x in tensors.items()}
         partial = path.with_name(path.name + ".partial")
-        save_file({"total": self.total.cpu().to(dtype).contiguous()}, partial, metadata)
+        save_file(tensors, partial, metadata)
         partial.replace(path)
 
     @classmethod
@@ -155,20 +190,22 @@ class SecondMoment:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                total = file.get_tensor("total") if metadata.get("format") else None
+                known = file.keys() if metadata.get("format") else ()
+                found = {name: file.get_tensor(name).double() for name in known}
         except SafetensorError as error:
             raise ValueError(
                 f"{path.name} ({path.stat().st_size} bytes) is truncated or damaged "
                 f"({error}). Copy it again, or measure the second moment anew."
             ) from None
-        if metadata.get("format") != FORMAT or total is None:
+        if metadata.get("format") != FORMAT or "total" not in found:
             raise ValueError(
                 f"{path.name} is not a second moment: its format is "
                 f"{metadata.get('format')!r}, not {FORMAT!r}. Give one that save wrote."
             )
         info = json.loads(metadata["info"])
-        return cls(total.double(), int(metadata["count"]), info)
+        return cls(found["total"], int(metadata["count"]), info, found.get("past"))
 
     def __repr__(self) -> str:
         size = len(self.total)
-        return f"SecondMoment({size} x {size}, {self.count} tokens, {self.place})"
+        past = "" if self.past is None else f", {self.past.shape[1]} earlier keys"
+        return f"SecondMoment({size} x {size}, {self.count} tokens, {self.place}{past})"
