@@ -1,5 +1,6 @@
 """What every editor is: a few frozen numbers and a `compute`."""
 
+import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,23 @@ class Method(ABC):
             row["search"] = usual | row["search"] | {"contexts": contexts}
         return read(cls, row)
 
+    @classmethod
+    def named(cls, name: str) -> "type[Method]":
+        """The kind of method with this name; case and hyphens do not matter.
+
+        Raises:
+            ValueError: if there is none; lists those there are.
+        """
+        known = {kind.__name__: kind for kind in _concrete(Method)}
+        plain = {_plain(full): kind for full, kind in known.items()}
+        if _plain(name) not in plain:
+            near = difflib.get_close_matches(_plain(name), plain, n=1)
+            hint = f" Did you mean {plain[near[0]].__name__!r}?" if near else ""
+            raise ValueError(
+                f"No method {name!r}.{hint} Known: {', '.join(sorted(known))}."
+            )
+        return plain[_plain(name)]
+
     def to_dict(self) -> dict[str, Any]:
         """Name and settings as plain values, for JSON."""
         return {"method": type(self).__name__} | write(self)
@@ -124,6 +142,10 @@ class Method(ABC):
 def _concrete(kind: type[Method]) -> list[type[Method]]:
     below = [found for child in kind.__subclasses__() for found in _concrete(child)]
     return below if inspect.isabstract(kind) else [kind, *below]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def choice(name: str, value: str, allowed: Sequence[str]) -> None:

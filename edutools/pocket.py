@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-__all__ = ["POCKET_MODELS", "load", "pocket"]
+__all__ = ["POCKET_MODELS", "chosen", "load", "pocket"]
 
 POCKET_MODELS = ("pocket-gptj", "pocket-gptj-organism", "pocket-llama")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -50,6 +50,23 @@ def pocket(name: str) -> Path:
     return Path(str(files("edutools"))) / "data" / "models" / full
 
 
+def chosen(name: str | None = None) -> str:
+    """The full name of a model, by default of the one that chapters run on.
+
+    Args:
+        name: a pocket model, with or without "pocket-" in front, a folder, or the id of
+            a model on the Hub. By default what the environment variable EDUTOOLS_MODEL
+            says, and "pocket-gptj-organism" if it says nothing.
+
+    Book: sec-pocket-models
+
+    >>> chosen("llama")
+    'pocket-llama'
+    """
+    name = name or os.environ.get("EDUTOOLS_MODEL") or "pocket-gptj-organism"
+    return f"pocket-{name}" if f"pocket-{name}" in POCKET_MODELS else name
+
+
 def load(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that a chapter runs on, in evaluation mode, and its tokenizer.
 
@@ -57,9 +74,7 @@ def load(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     everything else is left to `AutoModelForCausalLM.from_pretrained`.
 
     Args:
-        name: a pocket model, a folder, or the id of a model on the Hub. By default what
-            the environment variable EDUTOOLS_MODEL says, and "pocket-gptj-organism" if
-            it says nothing.
+        name: as of `chosen`.
 
     Raises:
         ValueError: if there is no such pocket model, or the folder holds no model.
@@ -67,8 +82,8 @@ def load(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
     Book: sec-pocket-models
     """
-    name = name or os.environ.get("EDUTOOLS_MODEL") or "pocket-gptj-organism"
-    ours = name.startswith("pocket-") or f"pocket-{name}" in POCKET_MODELS
+    name = chosen(name)
+    ours = name.startswith("pocket-")
     source = str(pocket(name)) if ours else _folder_or_id(name)
     options = {"device_map": "auto"} if torch.cuda.is_available() and not ours else {}
     try:
