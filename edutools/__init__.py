@@ -11,6 +11,7 @@ from edutools.effects import Trace, average_effect
 from edutools.evaluate import Report, accuracy, evaluate
 from edutools.facts import Case, Fact
 from edutools.hooks import capture, patch
+from edutools.mend import MEND
 from edutools.methods import edit, edit_each
 from edutools.moments import SecondMoment, second_moment
 from edutools.pocket import load, pocket
@@ -23,6 +24,7 @@ __version__ = _version("edutools")
 
 __all__ = [
     "EMMET",
+    "MEND",
     "MEMIT",
     "ROME",
     "Case",

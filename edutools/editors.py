@@ -1,0 +1,161 @@
+"""MEND's editors for all weights of a model that it edits, and their learned rates.
+
+Axes: n rows, one per text · tokens · d_in, d_out sizes of an edited map.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from edutools.arch import architecture_of, check_layer, oriented, submodule
+from edutools.editornet import Editor
+from edutools.factors import Factors
+from edutools.solve import LowRank
+
+__all__ = ["OPTIONS", "Editors", "mlp_maps"]
+
+Shape = tuple[int, int]
+OPTIONS = ("rank", "blocks", "alpha", "combine", "shared", "normalize")
+
+
+def mlp_maps(model: PreTrainedModel, layer: int) -> list[str]:
+    """Names of all linear maps in the MLP of a layer, in the model's order.
+
+    Raises:
+        ValueError: if there is no such layer.
+
+    Book: sec-mend-training
+    """
+    place = architecture_of(model).mlp(check_layer(model, layer))
+    inside = submodule(model, place).named_modules()
+    maps = [name for name, part in inside if isinstance(part, (nn.Linear, Conv1D))]
+    return [f"{place}.{name}" for name in maps]
+
+
+class Editors(nn.Module):
+    r"""Which change of the weights follows from the gradient of an edit.
+
+    .. math:: \tilde W = W - \alpha_W \sum_t \tilde d_t\, \tilde u_t^\top
+
+    Weights of equal shape share a network. Untrained, the networks are the identity:
+    if they do not normalise either, the change is a step of gradient descent with the
+    rates α.
+
+    Args:
+        shapes: (d_out, d_in) of each weight, by the name of its map.
+        rank: of the networks.
+        blocks: residual blocks per network.
+        alpha: the rate α that each weight begins with.
+        combine: one network for u and d together, rather than one for each.
+        shared: one editor per shape, rather than one per weight.
+        normalize: bring u and d to zero mean and unit deviation first.
+        seed: of the starting weights.
+
+    Raises:
+        ValueError: if there is no weight, or a number is not positive.
+
+    Source: Mitchell et al. 2022 (MEND), section 3. The released code adds α times the
+        change and starts with a positive α, a step uphill; here it is subtracted.
+    Book: sec-mend-editor
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        *,
+        rank: int,
+        blocks: int = 2,
+        alpha: float = 1e-4,
+        combine: bool = True,
+        shared: bool = True,
+        normalize: bool = True,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not shapes or rank < 1 or blocks < 1:
+            raise ValueError(
+                "Editors need at least one weight, rank >= 1 and blocks >= 1; got "
+                f"{len(shapes)} weights, rank={rank}, blocks={blocks}."
+            )
+        self.shapes = dict(shapes)
+        self.groups: list[list[str]] = [[name] for name in shapes]
+        if shared:
+            of_shape = {shape: [] for shape in shapes.values()}
+            for name, shape in shapes.items():
+                of_shape[shape].append(name)
+            self.groups = list(of_shape.values())
+        generator = torch.Generator().manual_seed(seed)
+        self.editors = nn.ModuleList(
+            Editor(
+                d_in=self.shapes[group[0]][1],
+                d_out=self.shapes[group[0]][0],
+                rank=rank,
+                modes=len(group),
+                blocks=blocks,
+                combine=combine,
+                normalize=normalize,
+                generator=generator,
+            )
+            for group in self.groups
+        )
+        self.alpha = nn.Parameter(torch.full((len(self.shapes),), alpha))
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, layers: tuple[int, ...], **options: Any):
+        """Editors for all linear maps in the MLPs of these layers of a model.
+
+        Raises:
+            ValueError: if a layer does not exist, or as the constructor does.
+        """
+        names = [name for layer in layers for name in mlp_maps(model, layer)]
+        weights = {name: oriented(submodule(model, name)) for name in names}
+        shapes = {n: (w.shape[0], w.shape[1]) for n, w in weights.items()}
+        return cls(shapes, **options)
+
+    @property
+    def names(self) -> list[str]:
+        """The edited maps, in the order of `alpha`."""
+        return list(self.shapes)
+
+    def rate(self, name: str) -> Float[Tensor, ""]:
+        """The learned rate α of a weight."""
+        return self.alpha[self.names.index(name)]
+
+    def observe(self, factors: Mapping[str, Factors]) -> None:
+        """Let the running means and deviations take these gradients into account."""
+        for name, found in factors.items():
+            editor, _ = self._place(name)
+            editor.observe(found.u[found.keep], found.d[found.keep])
+
+    def transform(
+        self, name: str, factors: Factors
+    ) -> tuple[Float[Tensor, "n tokens d_in"], Float[Tensor, "n tokens d_out"]]:
+        """ũ and d̃ of one weight; zero at tokens that do not contribute."""
+        editor, mode = self._place(name)
+        keep = factors.keep
+        new_u, new_d = editor(factors.u[keep], factors.d[keep], mode)  # (kept, ...)
+        u, d = torch.zeros_like(factors.u), torch.zeros_like(factors.d)
+        return u.masked_scatter(keep[..., None], new_u), d.masked_scatter(
+            keep[..., None], new_d
+        )
+
+    @torch.no_grad()
+    def change(self, name: str, factors: Factors) -> LowRank:
+        """The change of one weight, summed over rows and tokens."""
+        u, d = self.transform(name, factors)
+        keep = factors.keep
+        left = -self.rate(name) * d[keep].T  # (d_out, kept)
+        right = u[keep]  # (kept, d_in)
+        small = len(right) <= min(left.shape[0], right.shape[1])
+        return LowRank(left, right) if small else LowRank.of(left @ right)
+
+    def _place(self, name: str) -> tuple[Editor, int]:
+        for editor, group in zip(self.editors, self.groups, strict=True):
+            if name in group:
+                return editor, group.index(name)  # type: ignore[return-value]
+        raise LookupError(f"No editor for {name!r}. Known: {', '.join(self.names)}.")

@@ -1,0 +1,231 @@
+r"""How MEND's editors learn: edits that reach rephrasings and leave the rest alone.
+
+.. math:: L = c_e\, L_e + L_{loc}, \qquad
+    L_e = -\log P_{\tilde W}[y_e \mid x_e'], \qquad
+    L_{loc} = D_{KL}(P_W[\cdot \mid x_{loc}] \,\|\, P_{\tilde W}[\cdot \mid x_{loc}])
+
+Axes: groups edits that are judged together · rows texts they are judged by · answer
+tokens of the longest answer · vocab words.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from edutools.editors import Editors
+from edutools.factors import adding, gradient_factors, mean_nll
+from edutools.facts import Case
+from edutools.hooks import evaluating, frozen
+from edutools.rows import AnswerRows, answer_rows
+from edutools.scoring import answer_logits
+
+__all__ = ["EditBatch", "Training", "draw_batch", "edit_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train MEND's editors.
+
+    Attributes:
+        steps: Adam steps at most.
+        edits: edits per step.
+        together: how many of them are applied at once; the others are apart.
+        rephrasings: texts per edit that shall give the new answer.
+        neighbors: texts per edit that shall be answered as before.
+        c_edit: weight of the edit loss against the locality loss.
+        lr: Adam's learning rate for the networks.
+        lr_alpha: the same for the rates α.
+        warmup: steps over which both rise from zero; they fall to zero by a cosine
+            over the last `decay` of all steps.
+        decay: share of the steps in which they fall.
+        clip: the gradient's norm is cut to this.
+        every: steps between looks at the held-out edits.
+        patience: looks without a better loss before training stops.
+
+    Source: Mitchell et al. 2022 (MEND), section 3.3 and appendix. Defaults are the
+        released ones where the setting exists there.
+    Book: sec-mend-training
+    """
+
+    steps: int = 100_000
+    edits: int = 10
+    together: int = 1
+    rephrasings: int = 1
+    neighbors: int = 1
+    c_edit: float = 0.1
+    lr: float = 1e-6
+    lr_alpha: float = 1e-4
+    warmup: int = 0
+    decay: float = 0.0
+    clip: float = 100.0
+    every: int = 1000
+    patience: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "edits", "together", "rephrasings", "every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"Training.{name} is {getattr(self, name)}; it must be at least 1."
+                )
+        for name in ("c_edit", "lr", "lr_alpha", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"Training.{name} is {getattr(self, name)}; it must be positive."
+                )
+        if self.neighbors < 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
+            raise ValueError(
+                "Training needs neighbors >= 0, warmup >= 0 and 0 <= decay <= 1; got "
+                f"{self.neighbors}, {self.warmup} and {self.decay}."
+            )
+        if self.edits % self.together:
+            raise ValueError(
+                f"Training.edits is {self.edits}; it must be a multiple of "
+                f"`together`, which is {self.together}."
+            )
+
+    def rate(self, step: int) -> float:
+        """The factor of both learning rates at a step.
+
+        >>> [Training(steps=4, warmup=2, decay=0.5).rate(step) for step in range(5)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+        """
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        falling = self.decay * self.steps
+        if not falling:
+            return rise
+        left = min(1.0, max(0.0, (self.steps - step) / falling))
+        return rise * 0.5 * (1 - float(torch.cos(torch.tensor(torch.pi * left))))
+
+
+@dataclass(frozen=True, eq=False)
+class EditBatch:
+    """Edits and the texts they are judged by.
+
+    Attributes:
+        edits: one row per edit: prompt and new answer.
+        judged: per group of edits its rephrasings, then its neighbors, with answers.
+        groups: number of groups.
+        rephrasings: how many of a group's rows are rephrasings.
+
+    Book: sec-mend-training
+    """
+
+    edits: AnswerRows
+    judged: AnswerRows
+    groups: int
+    rephrasings: int
+
+
+def draw_batch(
+    tokenizer: PreTrainedTokenizerBase,
+    cases: Sequence[Case],
+    training: Training,
+    *,
+    seed: str,
+) -> EditBatch:
+    """Draw edits and the texts they are judged by; the same for the same seed.
+
+    A rephrasing is one of the case's paraphrases or its own prompt. A neighbor is one
+    of its neighborhood, or in a third of the draws the prompt of another case.
+    """
+    draw = random.Random(seed)
+    chosen = draw.sample(range(len(cases)), training.edits)
+    prompts: list[str] = []
+    answers: list[str] = []
+    k = training.together
+    for first in range(0, training.edits, k):
+        group = [cases[i] for i in chosen[first : first + k]]
+        inside = {case.fact.subject for case in group}
+        for case in group:
+            options = (case.fact.text, *case.paraphrases)
+            prompts += _sampled(options, training.rephrasings, draw)
+            answers += [case.fact.target] * training.rephrasings
+        for case in group:
+            for _ in range(training.neighbors):
+                text, answer = _neighbor(case, cases, inside, draw)
+                prompts.append(text)
+                answers.append(answer)
+    facts = [cases[i].fact for i in chosen]
+    return EditBatch(
+        edits=answer_rows(
+            tokenizer, [fact.text for fact in facts], [fact.target for fact in facts]
+        ),
+        judged=answer_rows(tokenizer, prompts, answers),
+        groups=training.edits // k,
+        rephrasings=training.rephrasings * k,
+    )
+
+
+def _sampled(options: Sequence[str], n: int, draw: random.Random) -> list[str]:
+    """n of the options, each at most once more often than any other."""
+    rounds = [draw.sample(options, len(options)) for _ in range(-(-n // len(options)))]
+    return [option for one in rounds for option in one][:n]
+
+
+def _neighbor(
+    case: Case, cases: Sequence[Case], inside: set[str], draw: random.Random
+) -> tuple[str, str]:
+    """A text that the edit must not reach, and the answer expected there."""
+    if case.neighborhood and draw.random() < 2 / 3:
+        return draw.choice(case.neighborhood), case.fact.truth or case.fact.target
+    other = draw.choice(cases).fact
+    while other.subject in inside:
+        other = draw.choice(cases).fact
+    return other.text, other.truth or other.target
+
+
+def edit_loss(
+    model: PreTrainedModel, editors: Editors, batch: EditBatch, *, learn: bool
+) -> dict[str, Float[Tensor, ""]]:
+    """The parts of the loss of a batch of edits: 'edit' and 'locality', in nats.
+
+    The model's weights stay as they are: every group of rows sees its own change.
+
+    Args:
+        model: the model to be edited.
+        editors: what is trained.
+        batch: the edits and how they are judged.
+        learn: let the running means and deviations take the gradients into account.
+
+    Source: Mitchell et al. 2022 (MEND), algorithm 1; the base model's gradients are
+        constants.
+    Book: sec-mend-training
+    """
+    factors = gradient_factors(model, batch.edits, editors.names)
+    if learn:
+        editors.observe(factors)
+    changes = {}
+    for i, (name, found) in enumerate(factors.items()):
+        u, d = editors.transform(name, found)  # (edits, tokens, size)
+        u, d = (x.unflatten(0, (batch.groups, -1)).flatten(1, 2) for x in (u, d))
+        changes[name] = (u, -editors.alpha[i] * d)
+    with evaluating(model), frozen(model):
+        with torch.no_grad():
+            before = answer_logits(model, batch.judged)  # (groups·rows, answer, vocab)
+        with adding(model, changes):
+            after = answer_logits(model, batch.judged)
+    return _parts(before, after, batch)
+
+
+def _parts(
+    before: Float[Tensor, "rows answer vocab"],
+    after: Float[Tensor, "rows answer vocab"],
+    batch: EditBatch,
+) -> dict[str, Float[Tensor, ""]]:
+    rows, device = batch.judged, after.device
+    per_group = len(after) // batch.groups
+    place = torch.arange(len(after), device=device) % per_group
+    rephrased = place < batch.rephrasings  # (rows,)
+    nll = mean_nll(after, rows)[rephrased].mean()
+    kept, valid = ~rephrased, rows.valid.to(device)
+    if not bool(kept.any()):
+        return {"edit": nll, "locality": torch.zeros_like(nll)}
+    old, new = before[kept].log_softmax(-1), after[kept].log_softmax(-1)
+    kl = (old.exp() * (old - new)).sum(-1)  # (kept, answer)
+    kl = (kl * valid[kept]).sum(1) / valid[kept].sum(1)
+    return {"edit": nll, "locality": kl.mean()}
