@@ -25,6 +25,7 @@ __all__ = [
     "Contexts",
     "ValueSearch",
     "at_subject",
+    "beginning",
     "keys",
     "site_name",
     "states",
@@ -35,7 +36,9 @@ CHOICES = {
     "clamp_to": ("site", "block"),
     "essence": ("end", "subject"),
     "decay": ("norm", "square"),
+    "stop": ("loss", "argmax"),
 }
+LEAST = {"steps": 1, "weight_decay": 0, "kl": 0, "extra_steps": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,11 @@ class ValueSearch:
         clamp_to: h of the clamp: the state at 'site', or the 'block' output there.
             MLP outputs can be much shorter than block outputs.
         site: δ is added to the output of the 'block' (MEMIT) or the 'mlp' (ROME).
-        stop_loss: a fact is finished when its loss is below this.
+        stop: when a fact is finished. 'loss': when its loss is below `stop_loss`.
+            'argmax': when in every context every token of the target is the model's
+            first choice (MPES).
+        stop_loss: the bound of 'loss'.
+        extra_steps: how often δ is still moved after that.
         essence: where the essence prompt's next word is compared: at its 'end'
             (paper) or at the 'subject' (released code).
         decay: exponent a: 'norm' for 1 (released code, to which the published weights
@@ -67,7 +74,10 @@ class ValueSearch:
         contexts: texts in front of the prompt, j above.
 
     Source: Meng et al. 2022 (ROME), eq. 4; Meng et al. 2023 (MEMIT), eq. 16. Default
-        numbers are the released settings of MEMIT on GPT-J.
+        numbers are the released settings of MEMIT on GPT-J. 'argmax' is Gupta et al.
+        2025 (ENCORE); its released code counts right tokens over the contexts but the
+        bare one and stops at five, which is right for targets of one token and six
+        contexts only.
     Book: sec-rome-value
     """
 
@@ -78,7 +88,9 @@ class ValueSearch:
     clamp: float = 0.75
     clamp_to: str = "site"
     site: str = "block"
+    stop: str = "loss"
     stop_loss: float = 0.05
+    extra_steps: int = 0
     essence: str = "end"
     decay: str = "norm"
     contexts: Contexts = field(default_factory=Contexts)
@@ -90,7 +102,7 @@ class ValueSearch:
                     f"ValueSearch.{name} is {getattr(self, name)!r}; choose one of "
                     f"{', '.join(map(repr, allowed))}."
                 )
-        for name, least in {"steps": 1, "weight_decay": 0, "kl": 0}.items():
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(
                     f"ValueSearch.{name} is {getattr(self, name)}; it must be at "
@@ -144,6 +156,20 @@ def keys(
     split = rows.view(len(facts), len(texts), -1)  # (n, contexts, d_in)
     weights = contexts.weights(len(texts)).to(rows.device)
     return torch.einsum("c,ncd->dn", weights, split)
+
+
+def beginning(fact: Fact) -> str:
+    """The text up to the subject's end, all that the key of the bare prompt depends on.
+
+    Facts with the same beginning have the same key, also averaged over contexts.
+
+    Book: sec-memit-merge
+
+    >>> beginning(Fact("Oslo", "The city of {} lies in", "Peru"))
+    'The city of Oslo'
+    """
+    prompt = fill(fact)
+    return prompt.before + prompt.subject
 
 
 def states(

@@ -6,7 +6,7 @@ Axes: n facts · rows contexts and one essence prompt · tokens · answer target
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -99,8 +99,12 @@ class Objective:
     def losses(
         self, rows: SearchRows, start: Start, delta_h: Float[Tensor, "n d_out"]
     ) -> dict[str, Float[Tensor, " n"]]:
-        """Every part of the loss of every fact, with its δ added at its subject."""
-        logp, essence = self.predictions(rows, delta_h)
+        """Every part of the loss of every fact, with its δ added at its subject.
+
+        Beside them 'said': in which share of the contexts every token of the target is
+        the model's first choice.
+        """
+        logp, first, essence = self.predictions(rows, delta_h)
         valid = rows.valid.to(logp.device)
         counts = valid.sum(1)[:, None]
         nll = -(logp * valid[:, None]).sum(2) / counts  # (n, contexts)
@@ -112,13 +116,19 @@ class Objective:
             "kl": self.search.kl * kl,
             "decay": self.search.weight_decay * decay.to(kl.device),
         }
-        chance = (-nll).exp().mean(1)
-        return parts | {"loss": sum(parts.values()), "probability": chance}
+        told = {"loss": sum(parts.values()), "probability": (-nll).exp().mean(1)}
+        said = (first | ~valid[:, None]).all(2).float().mean(1)  # (n,)
+        return parts | told | {"said": said}
 
     def predictions(
         self, rows: SearchRows, delta_h: Float[Tensor, "n d_out"]
-    ) -> tuple[Float[Tensor, "n contexts answer"], Float[Tensor, "n vocab"]]:
-        """Log-probabilities of the target's tokens, and of any essence word."""
+    ) -> tuple[
+        Float[Tensor, "n contexts answer"],
+        Bool[Tensor, "n contexts answer"],
+        Float[Tensor, "n vocab"],
+    ]:
+        """Log-probabilities of the target's tokens, whether each is the first choice,
+        and log-probabilities of any essence word."""
         after = self._last(rows, delta_h)  # (n, rows, tokens, d_out)
         n, per_fact = after.shape[:2]
         each = torch.arange(n, device=after.device)
@@ -131,7 +141,8 @@ class Objective:
         words = logp[:-n].unflatten(0, asked.shape[:3])  # (n, contexts, answer, vocab)
         labels = rows.labels[:, None, :, None].to(logp.device)
         labels = labels.expand(*words.shape[:3], 1)
-        return words.gather(-1, labels)[..., 0], logp[-n:]
+        first = words.argmax(-1) == labels[..., 0]
+        return words.gather(-1, labels)[..., 0], first, logp[-n:]
 
     def _last(
         self, rows: SearchRows, delta_h: Float[Tensor, "n d_out"]

@@ -6,11 +6,11 @@ through the model together; the facts do not influence one another.
 Axes: n facts · contexts · steps evaluations of the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,11 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.arch import check_layer, n_layers
 from edutools.facts import Fact
 from edutools.hooks import evaluating, frozen
-from edutools.keyvalue import ValueSearch
+from edutools.keyvalue import ValueSearch, beginning
 from edutools.objective import PARTS, Objective
 from edutools.rows import SearchRows
 
 __all__ = ["TargetStates", "target_states"]
+
+RECORDED = (*PARTS, "said")
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,10 @@ class TargetStates:
     Attributes:
         values: the wanted state of each fact, one column per fact, float64.
         initial: the state before, at the same place on the bare prompt.
-        history: for 'loss' and its parts 'nll', 'kl', 'decay' (nats), and for the mean
-            'probability' of the target: one row per fact, one column per evaluation,
-            nan after a fact has finished.
+        history: for 'loss' and its parts 'nll', 'kl', 'decay' (nats), for the mean
+            'probability' of the target, and for the share of contexts in which it is
+            'said' by first choices: one row per fact, one column per evaluation, nan
+            after a fact has finished.
 
     Book: sec-rome-value
     """
@@ -74,6 +77,7 @@ def target_states(
     layer: int,
     *,
     search: ValueSearch,
+    groups: Sequence[int] | None = None,
     batch_size: int = 32,
     progress: bool = False,
 ) -> TargetStates:
@@ -89,6 +93,9 @@ def target_states(
         facts: what the model shall say.
         layer: where δ is added. At the last layer it cannot reach the answer.
         search: what to minimise and how far to go.
+        groups: a number per fact; facts with the same one share one value, which
+            minimises the mean of their losses. They must share subject and prompt up
+            to its end. By default each fact has its own value.
         batch_size: facts per batch; changes memory and speed only.
         progress: show a bar that counts facts.
 
@@ -96,7 +103,8 @@ def target_states(
         Values and the trajectory of every part of the loss.
 
     Raises:
-        ValueError: if the layer does not exist or is the last, or a subject is lost.
+        ValueError: if the layer does not exist or is the last, a subject is lost, or
+            facts of one group begin differently.
         RuntimeError: if a loss is not a number.
 
     Source: Meng et al. 2022 (ROME), eq. 4; Meng et al. 2023 (MEMIT), eq. 16.
@@ -110,22 +118,62 @@ def target_states(
         )
     contexts = search.contexts.texts(model, tokenizer)
     objective = Objective.at(model, layer, search)
-    order = sorted(range(len(facts)), key=lambda i: len(facts[i].text))
-    done = []
+    groups = _checked_groups(facts, groups)
+    order, done = [], []
     bar = tqdm(total=len(facts), desc="values", disable=not progress)
     with bar, evaluating(model), frozen(model):
-        for first in range(0, len(order), batch_size):
-            part = [facts[i] for i in order[first : first + batch_size]]
+        for batch in _batches(facts, groups, batch_size):
+            order += batch
+            part = [facts[i] for i in batch]
             rows = SearchRows.of(tokenizer, part, contexts, essence=search.essence)
-            done.append(_descend(objective, rows, search))
+            values = list(dict.fromkeys(groups[i] for i in batch))
+            owner = torch.tensor([values.index(groups[i]) for i in batch])
+            done.append(_descend(objective, rows, search, owner))
             _check_finite(done[-1], part, layer)
             bar.update(len(part))
     back = torch.tensor(order).argsort()
     return TargetStates(
         values=torch.cat([d.values for d in done], 1)[:, back],
         initial=torch.cat([d.initial for d in done], 1)[:, back],
-        history={p: torch.cat([d.history[p] for d in done])[back] for p in PARTS},
+        history={p: torch.cat([d.history[p] for d in done])[back] for p in RECORDED},
     )
+
+
+def _checked_groups(facts: Sequence[Fact], groups: Sequence[int] | None) -> list[int]:
+    """A number per fact, after a look whether those who share one have the same key."""
+    groups = list(range(len(facts)) if groups is None else groups)
+    if len(groups) != len(facts):
+        raise ValueError(
+            f"Got {len(facts)} facts and {len(groups)} groups; each fact needs one."
+        )
+    first: dict[int, int] = {}
+    for i, group in enumerate(groups):
+        texts = beginning(facts[first.setdefault(group, i)]), beginning(facts[i])
+        if texts[0] != texts[1]:
+            raise ValueError(
+                f"Facts {first[group]} and {i} are in one group but begin differently, "
+                f"{texts[0]!r} and {texts[1]!r}, so they have different keys. Give "
+                "them different groups."
+            )
+    return groups
+
+
+def _batches(
+    facts: Sequence[Fact], groups: Sequence[int], batch_size: int
+) -> Iterator[list[int]]:
+    """Indices of facts of similar length; a group is never torn apart."""
+    members: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    batch: list[int] = []
+    for part in sorted(
+        members.values(), key=lambda part: max(len(facts[i].text) for i in part)
+    ):
+        if batch and len(batch) + len(part) > batch_size:
+            yield batch
+            batch = []
+        batch += part
+    yield batch
 
 
 def _check_finite(found: TargetStates, facts: Sequence[Fact], layer: int) -> None:
@@ -138,28 +186,48 @@ def _check_finite(found: TargetStates, facts: Sequence[Fact], layer: int) -> Non
         )
 
 
+def _finished(
+    search: ValueSearch,
+    history: dict[str, Float[Tensor, "n steps"]],
+    owner: Int[Tensor, " n"],
+    step: int,
+) -> Bool[Tensor, " n"]:
+    """Whether the facts that share a value have all got what they want, per fact."""
+    loss, said = history["loss"], history["said"]
+    unmet = ~(loss < search.stop_loss) if search.stop == "loss" else ~(said == 1)
+    others = torch.zeros(loss.shape).index_add(0, owner, unmet.float())[owner]
+    return (others[:, : max(0, step + 1 - search.extra_steps)] == 0).any(1)
+
+
 def _descend(
-    objective: Objective, rows: SearchRows, search: ValueSearch
+    objective: Objective,
+    rows: SearchRows,
+    search: ValueSearch,
+    owner: Int[Tensor, " n"],
 ) -> TargetStates:
-    """Search the values of one batch of facts; a finished fact leaves the batch."""
+    """Search the values of one batch of facts; a finished one leaves the batch.
+
+    Facts with the same owner start at the same δ and get the same, mean gradient until
+    all of them have finished, so they keep the same δ.
+    """
     start = objective.start(rows)
     delta_h = torch.zeros_like(start.initial)  # δ  (n, d_out)
     adam = torch.optim.Adam([delta_h], lr=search.lr)
     running = torch.ones(len(delta_h), dtype=torch.bool)
-    history = {p: torch.full((len(delta_h), search.steps), torch.nan) for p in PARTS}
+    history = {p: torch.full((len(delta_h), search.steps), torch.nan) for p in RECORDED}
     for step in range(search.steps):
         active = running.nonzero()[:, 0]
         leaf = delta_h[active].requires_grad_()
         losses = objective.losses(rows.pick(active), start.pick(active), leaf)
-        for part in PARTS:
+        for part in RECORDED:
             history[part][active, step] = losses[part].detach().cpu()
-        running[active] = ~(history["loss"][active, step] < search.stop_loss)
+        running = ~_finished(search, history, owner, step)
         if step == search.steps - 1 or not running.any():
             break
         (grad,) = torch.autograd.grad(losses["loss"].sum(), leaf)
         before = delta_h.clone()
         delta_h.grad = torch.zeros_like(delta_h)
-        delta_h.grad[active] = grad
+        delta_h.grad[active] = _shared(grad, owner[active].to(grad.device))
         adam.step()
         delta_h[~running] = before[~running]  # finished facts rest
         delta_h *= (start.radius / delta_h.norm(dim=1)).clamp(max=1)[:, None]
@@ -168,3 +236,12 @@ def _descend(
         initial=start.initial.T.double(),
         history=history,
     )
+
+
+def _shared(
+    grad: Float[Tensor, "n d_out"], owner: Int[Tensor, " n"]
+) -> Float[Tensor, "n d_out"]:
+    """For each fact the mean gradient of all facts with its owner."""
+    count = owner.bincount()  # (values,)
+    total = grad.new_zeros(len(count), grad.shape[1]).index_add(0, owner, grad)
+    return (total / count[:, None])[owner]
