@@ -17,6 +17,7 @@ from edutools.rows import AnswerRows, answer_rows
 
 __all__ = [
     "Scores",
+    "answer_log_probs",
     "answer_logits",
     "final_logits",
     "last_states",
@@ -89,6 +90,18 @@ def answer_logits(
     each = torch.arange(len(hidden), device=hidden.device)[:, None]
     at = hidden[each, rows.positions.to(hidden.device)]  # (n, answer, d_model)
     return final_logits(model, at).float()
+
+
+def answer_log_probs(model: PreTrainedModel, rows: AnswerRows) -> Float[Tensor, " n"]:
+    """The log-probability of each answer, all its tokens together, in nats.
+
+    On the device of the head; gradients flow if they are on.
+
+    Book: sec-evaluation-conventions
+    """
+    logp = answer_logits(model, rows).log_softmax(-1)  # (n, answer, vocab)
+    labels, valid = rows.labels.to(logp.device), rows.valid.to(logp.device)
+    return (logp.gather(-1, labels[..., None])[..., 0] * valid).sum(1)
 
 
 def run(
