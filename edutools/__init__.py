@@ -10,6 +10,7 @@ from edutools.change import Edit
 from edutools.effects import Trace, average_effect
 from edutools.evaluate import Report, accuracy, evaluate
 from edutools.facts import Case, Fact
+from edutools.finetune import FineTune
 from edutools.hooks import capture, patch
 from edutools.mend import MEND
 from edutools.methods import edit, edit_each
@@ -30,6 +31,7 @@ __all__ = [
     "Case",
     "Edit",
     "Fact",
+    "FineTune",
     "Report",
     "SecondMoment",
     "Trace",

@@ -11,6 +11,7 @@ from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.batch import EMMET, MEMIT
 from edutools.change import Edit, edit_info
 from edutools.facts import Fact
+from edutools.finetune import FineTune
 from edutools.method import Method, Moments
 from edutools.moments import identity_moment
 from edutools.prompts import fill
@@ -18,7 +19,7 @@ from edutools.rome import ROME
 from edutools.rows import locate
 from edutools.scoring import score
 
-__all__ = ["EMMET", "MEMIT", "ROME", "Method", "edit", "edit_each"]
+__all__ = ["EMMET", "MEMIT", "ROME", "FineTune", "Method", "edit", "edit_each"]
 
 
 def edit(
@@ -38,7 +39,7 @@ def edit(
         model: is given back as it was, bit for bit.
         tokenizer: the model's.
         facts: what to write.
-        method: how: ROME, MEMIT, EMMET or a method of your own.
+        method: how: ROME, MEMIT, EMMET, FineTune or a method of your own.
         moments: second moments of the layers to be written, by layer; methods that
             need none ignore them.
 
