@@ -5,7 +5,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +16,8 @@ from edutools.facts import Fact
 from edutools.keyvalue import ValueSearch, keys
 from edutools.method import COVARIANCES, Method, Moments, choice
 from edutools.search import target_states
-from edutools.solve import Cholesky, CollidingKeys, LowRank, emmet_update, memit_update
+from edutools.secondmoment import SecondMoment
+from edutools.solve import CollidingKeys, LowRank, emmet_update, memit_update
 from edutools.spread import DISTRIBUTIONS, shares, spread
 
 __all__ = ["EMMET", "MEMIT", "BatchMethod"]
@@ -24,16 +25,22 @@ __all__ = ["EMMET", "MEMIT", "BatchMethod"]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchMethod(Method, ABC):
-    """What MEMIT and EMMET share: a search at the last layer, spread over layers."""
+    """What MEMIT, EMMET and their kin share: a search, spread over layers.
+
+    A kind of your own needs an `update`, and may say which facts share a value.
+
+    Book: sec-memit-closed-form
+    """
 
     layers: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
     distribution: str = "even"
     covariance: str = "moments"
     search: ValueSearch = field(default_factory=ValueSearch)
+    covariances: ClassVar[tuple[str, ...]] = COVARIANCES
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
-        choice(f"{kind}.covariance", self.covariance, COVARIANCES)
+        choice(f"{kind}.covariance", self.covariance, self.covariances)
         choice(f"{kind}.distribution", self.distribution, DISTRIBUTIONS)
         if self.search.site != "block":
             raise ValueError(
@@ -55,9 +62,17 @@ class BatchMethod(Method, ABC):
         W: Float[Tensor, "d_out d_in"],
         K: Float[Tensor, "d_in n"],
         V: Float[Tensor, "d_out n"],
-        C: Cholesky,
+        moment: SecondMoment,
     ) -> LowRank:
-        """The closed form."""
+        """The closed form at a layer with this second moment."""
+
+    def groups(self, facts: Sequence[Fact]) -> list[int]:
+        """A number per fact; facts with the same one share one value and one key."""
+        return list(range(len(facts)))
+
+    def report(self, moments: Moments) -> dict[str, Any]:
+        """What the edit's record tells beside settings and search; JSON values."""
+        return {}
 
     def edited(self) -> tuple[int, ...]:
         """The layers that are written."""
@@ -73,24 +88,27 @@ class BatchMethod(Method, ABC):
         """The changes of all layers that write the facts."""
         search = self.resolved(model, tokenizer).search
         plan = shares(self.layers, self.distribution)
+        groups = self.groups(facts)
         found = {
-            at: target_states(model, tokenizer, facts, at, search=search)
+            at: target_states(model, tokenizer, facts, at, search=search, groups=groups)
             for at in sorted({share.target for share in plan})
         }
+        first = [groups.index(group) for group in dict.fromkeys(groups)]
 
         def update(layer: int, W: Tensor, K: Tensor, V: Tensor) -> LowRank:
-            return self.update(W, K, V, moments[layer].factor)
+            return self.update(W, K, V, moments[layer])
 
         change = spread(
             model,
             tokenizer,
-            facts,
+            [facts[i] for i in first],
             plan=plan,
-            targets={at: states.values for at, states in found.items()},
+            targets={at: states.values[:, first] for at, states in found.items()},
             update=update,
             contexts=search.contexts,
         )
-        return Edit(change.deltas, {"search": found[plan[-1].target].summary()})
+        told = {"search": found[plan[-1].target].summary()}
+        return Edit(change.deltas, told | self.report(moments))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +154,10 @@ class MEMIT(BatchMethod):
         W: Float[Tensor, "d_out d_in"],
         K: Float[Tensor, "d_in n"],
         V: Float[Tensor, "d_out n"],
-        C: Cholesky,
+        moment: SecondMoment,
     ) -> LowRank:
         """`solve.memit_update` with this method's lam."""
-        return memit_update(W, K, V, C, self.lam)
+        return memit_update(W, K, V, moment.factor, self.lam)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +230,15 @@ class EMMET(BatchMethod):
         contexts = self.search.contexts.resolved(model, tokenizer)
         for layer in self.edited():
             K = keys(model, tokenizer, facts, layer, contexts=contexts)  # (d_in, n)
+            size, n = K.shape
+            if n > size:
+                raise ValueError(
+                    f"{n} facts cannot all be written exactly at layer {layer}, where "
+                    f"keys have size {size}. Write at most {size} at once, or use "
+                    "MEMIT."
+                )
             try:
-                self.update(K.new_zeros(1, len(K)), K, K[:1], moments[layer].factor)
+                self.update(K.new_zeros(1, size), K, K[:1], moments[layer])
             except CollidingKeys as error:
                 first, second = error.pair
                 names = facts[first].subject, facts[second].subject
@@ -228,7 +253,11 @@ class EMMET(BatchMethod):
         W: Float[Tensor, "d_out d_in"],
         K: Float[Tensor, "d_in n"],
         V: Float[Tensor, "d_out n"],
-        C: Cholesky,
+        moment: SecondMoment,
     ) -> LowRank:
         """`solve.emmet_update` with this method's ridge."""
-        return emmet_update(W, K, V, C, self.effective_lam)
+        return emmet_update(W, K, V, moment.factor, self.effective_lam)
+
+    def report(self, moments: Moments) -> dict[str, Any]:
+        """The λ of the MEMIT that wrote the facts; 0 if they were written exactly."""
+        return {"effective_lam": self.effective_lam}

@@ -36,6 +36,7 @@ class Method(ABC):
     bibtex: ClassVar[str] = ""
     several: ClassVar[bool] = True  # whether it writes several facts at once
     needs_moments: ClassVar[bool] = True  # of the layers that `edited` names
+    remembers: ClassVar[bool] = False  # whether it spares the keys of earlier edits
 
     @abstractmethod
     def compute(
@@ -83,6 +84,18 @@ class Method(ABC):
         layers = [check_layer(model, layer) for layer in self.edited()]
         if self.needs_moments:
             check_moments(model, moments, layers, method=type(self).__name__)
+            self._check_past(moments, layers)
+
+    def _check_past(self, moments: Moments, layers: Sequence[int]) -> None:
+        """Earlier keys are not ignored in silence."""
+        for layer in () if self.remembers else layers:
+            past = moments[layer].past
+            if past is not None:
+                raise ValueError(
+                    f"moments[{layer}] remembers {past.shape[1]} earlier keys, which "
+                    f"{type(self).__name__} would not spare. Use AlphaEdit or ENCORE, "
+                    "or give the moments as they were measured."
+                )
 
     @property
     def citation(self) -> str:
