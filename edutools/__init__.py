@@ -13,11 +13,13 @@ from edutools.facts import Case, Fact
 from edutools.finetune import FineTune
 from edutools.hooks import capture, patch
 from edutools.mend import MEND
+from edutools.merge import MEMITMerge
 from edutools.methods import edit, edit_each
 from edutools.moments import SecondMoment, second_moment
 from edutools.pocket import load, pocket
 from edutools.records import load_cases, load_facts, load_zsre
 from edutools.rome import ROME
+from edutools.sequential import ENCORE, AlphaEdit, remember
 from edutools.solve import emmet_update, memit_update, rome_update
 from edutools.tracing import causal_trace, causal_traces
 
@@ -25,12 +27,15 @@ __version__ = _version("edutools")
 
 __all__ = [
     "EMMET",
+    "ENCORE",
     "MEND",
     "MEMIT",
     "ROME",
+    "AlphaEdit",
     "Case",
     "Edit",
     "Fact",
+    "MEMITMerge",
     "FineTune",
     "Report",
     "SecondMoment",
@@ -51,6 +56,7 @@ __all__ = [
     "memit_update",
     "patch",
     "pocket",
+    "remember",
     "rome_update",
     "second_moment",
 ]

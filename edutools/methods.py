@@ -12,14 +12,27 @@ from edutools.batch import EMMET, MEMIT
 from edutools.change import Edit, edit_info
 from edutools.facts import Fact
 from edutools.finetune import FineTune
+from edutools.merge import MEMITMerge
 from edutools.method import Method, Moments
 from edutools.moments import identity_moment
 from edutools.prompts import fill
 from edutools.rome import ROME
 from edutools.rows import locate
 from edutools.scoring import score
+from edutools.sequential import ENCORE, AlphaEdit
 
-__all__ = ["EMMET", "MEMIT", "ROME", "FineTune", "Method", "edit", "edit_each"]
+__all__ = [
+    "EMMET",
+    "ENCORE",
+    "MEMIT",
+    "ROME",
+    "AlphaEdit",
+    "FineTune",
+    "MEMITMerge",
+    "Method",
+    "edit",
+    "edit_each",
+]
 
 
 def edit(
