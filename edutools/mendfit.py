@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +24,7 @@ from edutools.hooks import evaluating, frozen
 from edutools.rows import AnswerRows, answer_rows
 from edutools.scoring import answer_logits
 
-__all__ = ["EditBatch", "Training", "draw_batch", "edit_loss"]
+__all__ = ["EditBatch", "Training", "draw_batch", "edit_loss", "mean_divergence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,28 +204,42 @@ def edit_loss(
         u, d = editors.transform(name, found)  # (edits, tokens, size)
         u, d = (x.unflatten(0, (batch.groups, -1)).flatten(1, 2) for x in (u, d))
         changes[name] = (u, -editors.alpha[i] * d)
+    kept = _neighbors(batch)
     with evaluating(model), frozen(model):
-        with torch.no_grad():
-            before = answer_logits(model, batch.judged)  # (groups·rows, answer, vocab)
         with adding(model, changes):
-            after = answer_logits(model, batch.judged)
-    return _parts(before, after, batch)
+            after = answer_logits(model, batch.judged)  # (rows, answer, vocab)
+        nll = mean_nll(after, batch.judged)  # (rows,)
+        rephrased = torch.ones(len(nll), dtype=torch.bool)
+        rephrased[kept] = False
+        parts = {"edit": nll[rephrased.to(nll.device)].mean()}
+        if not len(kept):
+            return parts | {"locality": nll.new_zeros(())}
+        near = batch.judged.pick(kept)
+        with torch.no_grad():
+            before = answer_logits(model, near)  # (kept, answer, vocab)
+        after = after[kept.to(after.device), : before.shape[1]]
+        valid = near.valid.to(after.device)
+        return parts | {"locality": mean_divergence(before, after, valid)}
 
 
-def _parts(
-    before: Float[Tensor, "rows answer vocab"],
-    after: Float[Tensor, "rows answer vocab"],
-    batch: EditBatch,
-) -> dict[str, Float[Tensor, ""]]:
-    rows, device = batch.judged, after.device
-    per_group = len(after) // batch.groups
-    place = torch.arange(len(after), device=device) % per_group
-    rephrased = place < batch.rephrasings  # (rows,)
-    nll = mean_nll(after, rows)[rephrased].mean()
-    kept, valid = ~rephrased, rows.valid.to(device)
-    if not bool(kept.any()):
-        return {"edit": nll, "locality": torch.zeros_like(nll)}
-    old, new = before[kept].log_softmax(-1), after[kept].log_softmax(-1)
-    kl = (old.exp() * (old - new)).sum(-1)  # (kept, answer)
-    kl = (kl * valid[kept]).sum(1) / valid[kept].sum(1)
-    return {"edit": nll, "locality": kl.mean()}
+def mean_divergence(
+    before: Float[Tensor, "n answer vocab"],
+    after: Float[Tensor, "n answer vocab"],
+    valid: Bool[Tensor, "n answer"],
+) -> Float[Tensor, ""]:
+    r"""How far predictions have moved, D(before ‖ after), in nats.
+
+    Mean over the places where a row's answer is predicted, then over rows.
+
+    Book: sec-mend-training
+    """
+    old, new = before.log_softmax(-1), after.log_softmax(-1)
+    kl = (old.exp() * (old - new)).sum(-1)  # (n, answer)
+    return ((kl * valid).sum(1) / valid.sum(1)).mean()
+
+
+def _neighbors(batch: EditBatch) -> Int[Tensor, " n"]:
+    """Which of the judged rows must stay as they were."""
+    rows = len(batch.judged.ids)
+    place = torch.arange(rows) % (rows // batch.groups)
+    return (place >= batch.rephrasings).nonzero()[:, 0]
