@@ -167,8 +167,10 @@ def test_the_table_shows_mean_interval_and_number():
     low, high = wilson(9, 10)
     assert (report["efficacy"].low, report["efficacy"].high) == (low, high)
     lines = str(report).splitlines()
-    assert lines[0].split() == ["metric", "mean", "95", "%", "interval", "cases"]
-    assert lines[2].split() == ["efficacy", "0.900", "[", "0.596,", "0.982]", "10"]
+    head = ["metric", "mean", "95", "%", "interval", "cases", "unit"]
+    assert lines[0].split() == head
+    row = ["efficacy", "0.900", "[", "0.596,", "0.982]", "10", "fraction"]
+    assert lines[2].split() == row
     assert lines[-1] == "given"
     assert [row.metric for row in report.summary()] == ["score", *RATES]
     assert list(report.to_frame().columns) == list(RATES)
@@ -176,6 +178,114 @@ def test_the_table_shows_mean_interval_and_number():
     assert repr(report) == f"Report(cases=10, score={report['score'].mean:.3f})"
     with pytest.raises(KeyError, match="No metric 'fluency' in this report"):
         report["fluency"]
+
+
+def test_other_units_are_shown_and_fit_their_column():
+    report = Report(
+        values={
+            "entropy": torch.tensor([0.0, 1.0, 1.0]),
+            "nll": torch.tensor([2.5, 2.5, 2.5]),
+            "perplexity": torch.tensor([120.0, 123456.0, 1e7]),
+        },
+        convention="given",
+        units={"entropy": "bits", "nll": "nats", "perplexity": "perplexity"},
+        parts=(),
+    )
+    assert report["entropy"].unit == "bits"
+    # Bits that happen to be 0 or 1 are no yes and no: no interval of a proportion.
+    assert report["entropy"].low != wilson(2, 3)[0]
+    head, *lines = str(report).splitlines()[:-1]
+    place = head.index("cases") + len("cases") + 2
+    assert [line[place:] for line in lines] == ["bits", "nats", "perplexity"]
+    assert "score" not in str(report)
+    assert repr(report) == "Report(cases=3, entropy=0.667)"
+    with pytest.raises(KeyError, match=r"Known: entropy, nll, perplexity\."):
+        report["score"]
+
+
+def test_one_case_tells_no_interval():
+    report = table(efficacy=[1.0], paraphrase=[0.5], neighborhood=[0.25])
+    assert (report["efficacy"].low, report["efficacy"].high) == wilson(1, 1)
+    for metric in ("paraphrase", "score"):
+        assert math.isnan(report[metric].low)
+        assert math.isnan(report[metric].high)
+        assert not math.isnan(report[metric].mean)
+
+
+def test_columns_are_about_the_same_cases():
+    with pytest.raises(ValueError, match="all of them on the same cases"):
+        table(efficacy=[1.0], paraphrase=[0.5, 0.5], neighborhood=[0.25])
+    with pytest.raises(ValueError, match="at least one metric"):
+        Report(values={}, convention="")
+
+
+def test_reports_stand_side_by_side():
+    rates = table(efficacy=[1.0, 0.0], paraphrase=[1.0, 1.0], neighborhood=[1.0, 1.0])
+    bits = Report(
+        values={"entropy": torch.tensor([3.0, 4.0])},
+        convention="ten words",
+        units={"entropy": "bits"},
+        parts=(),
+        texts={"entropy": (("a",), ("b", "c"))},
+    )
+    both = rates.beside(bits)
+    assert list(both.values) == [*RATES, "entropy"]
+    assert both["score"] == rates["score"]
+    assert both["entropy"] == bits["entropy"]
+    assert both.convention == "given; ten words"
+    assert both.texts == bits.texts
+    assert bits.beside(rates).parts == RATES
+    with pytest.raises(ValueError, match=r"shared: \['entropy'\]"):
+        both.beside(bits)
+    with pytest.raises(ValueError, match="got 2 and 4 cases"):
+        rates.beside(Report.join([bits, bits]))
+    assert Report.join([bits, bits]).texts["entropy"] == bits.texts["entropy"] * 2
+
+
+def test_a_saved_report_is_loaded_as_it_was(taught, tmp_path):
+    bare = Case(Fact("Rome", "{} is in", "Italy"))
+    report = evaluate(*taught, [bare, *CASES]).beside(
+        Report(
+            values={"entropy": torch.tensor([0.1, float("inf"), math.pi])},
+            convention="Zoë",
+            units={"entropy": "bits"},
+            needs={"entropy": "texts"},
+            parts=(),
+            texts={"entropy": ((), ("Ångström\n",), ("a", "b"))},
+        )
+    )
+    report.save(tmp_path / "report.json")
+    loaded = Report.load(tmp_path / "report.json")
+    assert list(loaded.values) == list(report.values)
+    for metric, values in report.values.items():
+        assert torch.equal(values.isnan(), loaded.values[metric].isnan())
+        known = ~values.isnan()
+        assert torch.equal(values[known], loaded.values[metric][known])
+    for name in ("convention", "units", "needs", "parts", "texts"):
+        assert getattr(loaded, name) == getattr(report, name)
+    assert str(loaded) == str(report)
+    assert len(Report.join([loaded, report])) == 6
+
+
+def test_what_is_no_report_is_not_loaded(tmp_path):
+    path = tmp_path / "report.json"
+    with pytest.raises(FileNotFoundError, match=r"No report .*report\.json"):
+        Report.load(path)
+    table(efficacy=[1.0], paraphrase=[0.5], neighborhood=[0.25]).save(path)
+    text = path.read_text(encoding="utf-8")
+    for broken in (
+        text[:-20],
+        "[]",
+        "{}",
+        text.replace("report 1", "report 9"),
+        text.replace('"values"', '"value"'),
+        text.replace("0.25", '"much"'),
+        text.replace("0.25", "0.25, 1.0"),
+        text.replace("given", "given").replace('"parts": [', '"parts": 3, "x": ['),
+    ):
+        path.write_text(broken, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"report\.json is damaged or no report"):
+            Report.load(path)
 
 
 def test_success_and_magnitude_have_the_sign_of_the_lead():
