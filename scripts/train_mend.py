@@ -17,7 +17,7 @@ import edutools as edu
 from edutools.corpus import counterfact_records
 from edutools.mend import MEND, Training
 from edutools.pocket import POCKET_MODELS
-from edutools.settings import read
+from edutools.settings import preset_row, read
 from edutools.world import World, build_world
 
 HERE = Path(__file__).parent
@@ -29,11 +29,8 @@ ROUNDS = 4  # how many new objects each fact of the training gets
 def read_recipe(name: str) -> tuple[MEND, Training]:
     """The settings of a pocket model's MEND and of its training."""
     rows = tomllib.loads((HERE / "mend.toml").read_text(encoding="utf-8"))
-    common, own = rows["common"], rows[name]
-    return (
-        read(MEND, common["mend"] | own.get("mend", {})),
-        read(Training, common["training"] | own.get("training", {})),
-    )
+    training = read(Training, rows["common"] | rows.get(name, {}))
+    return read(MEND, preset_row("MEND", f"pocket-{name}")), training
 
 
 def without(world: World, subjects: set[str]) -> World:
