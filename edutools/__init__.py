@@ -11,12 +11,14 @@ from edutools.effects import Trace, average_effect
 from edutools.evaluate import Report, accuracy, evaluate
 from edutools.facts import Case, Fact
 from edutools.finetune import FineTune
+from edutools.generation import Generation, generate
 from edutools.hooks import capture, patch
 from edutools.mend import MEND
 from edutools.merge import MEMITMerge
 from edutools.methods import edit, edit_each
 from edutools.moments import SecondMoment, second_moment
 from edutools.pocket import load, pocket
+from edutools.questions import evaluate_zsre
 from edutools.records import load_cases, load_facts, load_zsre
 from edutools.rome import ROME
 from edutools.sequential import ENCORE, AlphaEdit, remember
@@ -36,6 +38,7 @@ __all__ = [
     "Edit",
     "Fact",
     "FineTune",
+    "Generation",
     "MEMITMerge",
     "Report",
     "SecondMoment",
@@ -49,6 +52,8 @@ __all__ = [
     "edit_each",
     "emmet_update",
     "evaluate",
+    "evaluate_zsre",
+    "generate",
     "load",
     "load_cases",
     "load_facts",

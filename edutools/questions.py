@@ -174,6 +174,8 @@ def _released_hits(
         labels += [tokenizer.decode(ids[j : j + 1]) for j in range(len(ids))]
     alone = tokenizer(labels, add_special_tokens=False, verbose=False).input_ids
     starts = token_ids(tokenizer, texts)
-    rows = following(tokenizer, starts, [ids[:1] for ids in alone])
-    flat = iter(score_rows(model, rows, batch_size=batch_size).hits)
-    return [tuple(next(flat)[0] for _ in known[answer]) for answer in answers]
+    # A token that decodes to nothing has no first id: never right.
+    rows = following(tokenizer, starts, [ids[:1] or [0] for ids in alone])
+    hits = score_rows(model, rows, batch_size=batch_size).hits
+    flat = iter([hit[0] and bool(ids) for hit, ids in zip(hits, alone, strict=True)])
+    return [tuple(next(flat) for _ in known[answer]) for answer in answers]
