@@ -4,7 +4,6 @@ Results go to the standard output, everything else to the standard error.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ import edutools as edu
 from edutools import options, tables
 from edutools.moments import SecondMoment, load_moments, save_moments
 from edutools.pocket import chosen
-from edutools.records import load_cases
+from edutools.records import load_cases, load_zsre
 from edutools.shell import Commands
 
 __all__ = ["app", "main"]
@@ -91,7 +90,7 @@ def trace(
 ) -> None:
     """Measure which states of a model carry a fact."""
     fact = edu.Fact(subject, prompt, truth or "(not asked)", truth)
-    draw = None if figure is None else _heatmap()
+    draw = None if figure is None else options.heatmap()
     loaded, tokenizer = edu.load(model)
     found = edu.causal_trace(
         loaded,
@@ -217,6 +216,9 @@ def evaluate(
     applied: Annotated[
         Path | None, _flag("--edit", text="Folder of an edit, to measure it as well.")
     ] = None,
+    zsre: Annotated[
+        bool, _flag("--zsre", text="The file holds zsRE's questions.")
+    ] = False,
     split: Annotated[
         str | None, _flag("--split", text="Of a data set of the Hub.")
     ] = None,
@@ -236,7 +238,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model, and with an edit the model before and after it."""
-    chosen_cases = load_cases(cases, split=split, revision=revision)
+    read, measure = (
+        (load_zsre, edu.evaluate_zsre) if zsre else (load_cases, edu.evaluate)
+    )
+    chosen_cases = read(cases, split=split, revision=revision)
     change = None if applied is None else edu.Edit.from_pretrained(applied)
     if out is not None:
         options.fresh(out, force=force)
@@ -244,8 +249,8 @@ def evaluate(
     part, after = chosen_cases[:limit], None
     if change is not None:
         with change.applied(loaded):  # first, for it may not fit the model
-            after = edu.evaluate(loaded, tokenizer, part, batch_size=batch_size)
-    before = edu.evaluate(loaded, tokenizer, part, batch_size=batch_size)
+            after = measure(loaded, tokenizer, part, batch_size=batch_size)
+    before = measure(loaded, tokenizer, part, batch_size=batch_size)
     values = {
         "model": chosen(model),
         "cases": len(part),
@@ -285,14 +290,3 @@ def _print(values: Any, text: str, as_json: bool) -> None:
 
 def _dumped(values: Any) -> str:
     return json.dumps(tables.plain(values), indent=2, allow_nan=False)
-
-
-def _heatmap() -> Callable[..., Any]:
-    try:
-        from edutools.plots import trace_heatmap
-    except ImportError:
-        raise RuntimeError(
-            "A figure needs the package matplotlib. Install it with pip install "
-            "matplotlib, or leave --figure out."
-        ) from None
-    return trace_heatmap

@@ -1,10 +1,11 @@
 """What a command line is given, as values: texts, layers, settings, facts, moments."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edutools.effects import Trace
 from edutools.facts import Fact
 from edutools.method import Method
 from edutools.moments import SecondMoment, load_moments
@@ -14,6 +15,7 @@ from edutools.records import load_facts
 __all__ = [
     "facts_of",
     "fresh",
+    "heatmap",
     "layer_list",
     "method_of",
     "moments_of",
@@ -246,6 +248,24 @@ def moments_of(model: str, folder: Path | None) -> dict[int, SecondMoment]:
     beside = pocket(model) if model in POCKET_MODELS else Path(model).expanduser()
     found = any(beside.glob("moment-*.safetensors")) if beside.is_dir() else False
     return load_moments(beside) if found else {}
+
+
+def heatmap() -> Callable[[Trace], Any]:
+    """What draws a trace: `plots.trace_heatmap`.
+
+    Raises:
+        RuntimeError: if matplotlib is not installed.
+
+    Book: sec-command-line
+    """
+    try:
+        from edutools.plots import trace_heatmap
+    except ImportError:
+        raise RuntimeError(
+            "A figure needs the package matplotlib. Install it with pip install "
+            "matplotlib, or leave --figure out."
+        ) from None
+    return trace_heatmap
 
 
 def fresh(path: Path, *, force: bool) -> Path:

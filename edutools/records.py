@@ -275,7 +275,7 @@ def _commit(name: str, revision: str | None) -> str:
 
 def _rows(name: str, split: str, commit: str) -> Iterable[Any]:
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise RuntimeError(
             f"To read {name!r} from the Hub the package datasets is needed. Install it "

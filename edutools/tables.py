@@ -263,15 +263,17 @@ def describe_reports(before: Report, after: Report | None) -> str:
         return str(before)
     changed = {row.metric: row for row in after.summary()}
     rows = [
-        [row.metric, _cell(row), _cell(changed[row.metric]), f"{row.n:,}"]
+        [row.metric, _cell(row), _cell(changed[row.metric]), f"{row.n:,}", row.unit]
         for row in before.summary()
         if row.metric in changed
     ]
-    head = ["metric", "before, 95 % interval", "after, 95 % interval", "cases"]
+    head = ["metric", "before, 95 % interval", "after, 95 % interval", "cases", "unit"]
     return f"{table(head, rows)}\n{before.convention}"
 
 
 def _cell(row: Row) -> str:
     if math.isnan(row.mean):
         return "undefined"
+    if math.isnan(row.low):
+        return f"{row.mean:.3f}"
     return f"{row.mean:.3f}  [{row.low:.3f}, {row.high:.3f}]"

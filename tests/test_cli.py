@@ -260,7 +260,7 @@ def test_evaluate_prints_both_side_by_side(made):
     assert "after" in head
     (efficacy,) = [row for row in rows if row.startswith("efficacy ")]
     assert efficacy.split()[1] == "0.000"
-    assert efficacy.split()[-1] == "4"
+    assert efficacy.split()[-2:] == ["4", "fraction"]
     assert lines == []
 
 
@@ -285,6 +285,17 @@ def test_evaluate_leaves_out_bad_records_and_says_so(made, tmp_path):
     told = json.loads(out)
     assert told["refused"][0].startswith("record 1: The key 'requested_rewrite'")
     assert told["before"]["metrics"]["paraphrase"]["mean"] is None
+
+
+def test_evaluate_asks_the_questions_of_zsre(made, tmp_path):
+    path = write(tmp_path / "zsre.json", [QUESTION])
+    told = values("evaluate", "--zsre", "--cases", path, "--edit", made / "edit")
+    model, tokenizer = edu.load()
+    wanted = edu.evaluate_zsre(model, tokenizer, edu.load_zsre(path))
+    assert list(told["after"]["metrics"]) == [row.metric for row in wanted.summary()]
+    assert told["before"]["convention"] == wanted.convention
+    _, (line,) = run("evaluate", "--cases", path, code=2)
+    assert "none that can be read" in line
 
 
 # show
