@@ -10,6 +10,7 @@ from edutools.contexts import BARE, Contexts
 from edutools.facts import Fact
 from edutools.hooks import capture, patch
 from edutools.keyvalue import ValueSearch, keys, site_name, states
+from edutools.objective import Objective
 from edutools.prompts import encode, fill
 from edutools.search import target_states
 from edutools.testing import TINY, TINY_FACTS, taught_model, tiny_tokenizer
@@ -189,6 +190,66 @@ def test_a_fact_that_is_known_already_stops_at_once(taught):
     assert found.history["loss"][0, 1:].isnan().all()
 
 
+def first_choices(model, tokenizer, fact, site, search, delta):
+    """In every context: is each token of the target the first choice? Plainly."""
+    target = tokenizer(" " + fact.target, add_special_tokens=False).input_ids
+    hits = []
+    for text in search.contexts.given:
+        prompt = fill(fact, text)
+        ids, at = tokenizer(prompt.text).input_ids, prompt.span(tokenizer)[1] - 1
+        with torch.no_grad():
+            logits = logits_with(model, site, [*ids, *target[:-1]], at, delta)
+        said = logits[len(ids) - 1 :].argmax(-1).tolist()
+        hits.append([a == b for a, b in zip(said, target, strict=True)])
+    return hits
+
+
+SAYS = ValueSearch(
+    steps=30, contexts=GIVEN, stop="argmax", clamp=30.0, weight_decay=0.0, kl=0.0
+)
+SAYABLE = [*FACTS[1:], Fact("Marie Curie", "{} was born in", "Warsaw and")]
+
+
+@pytest.mark.parametrize("fact", SAYABLE, ids=lambda fact: fact.target)
+def test_an_early_stop_waits_for_every_token_in_every_context(
+    taught, fact, monkeypatch
+):
+    """By plain forward passes at every δ on the way."""
+    model, tokenizer = taught
+    tried = []
+    losses = Objective.losses
+
+    def spy(self, rows, start, delta_h):
+        tried.append(delta_h.detach()[0].clone())
+        return losses(self, rows, start, delta_h)
+
+    monkeypatch.setattr(Objective, "losses", spy)
+    found = target_states(model, tokenizer, [fact], 0, search=SAYS)
+    site = site_name(model, 0, "block")
+    hits = [first_choices(model, tokenizer, fact, site, SAYS, d) for d in tried]
+    whole = torch.tensor([[all(tokens) for tokens in texts] for texts in hits])
+    said = found.history["said"][0, : len(tried)]
+    torch.testing.assert_close(said, whole.float().mean(1))
+    assert whole.all(1).tolist() == [False] * (len(tried) - 1) + [True]
+    move = (found.values - found.initial)[:, 0]
+    torch.testing.assert_close(move, tried[-1].double(), atol=1e-5, rtol=1e-4)
+    if fact.target == "Warsaw and":  # a count of right tokens would have stopped early
+        assert any(sum(map(sum, texts)) >= 3 for texts in hits[:-1])
+
+
+@pytest.mark.parametrize("extra", [1, 3])
+@pytest.mark.parametrize("stop", ["argmax", "loss"])
+def test_extra_steps_follow_the_stop(taught, stop, extra):
+    model, tokenizer = taught
+    search = replace(SAYS, stop=stop, stop_loss=1.5)
+    met = target_states(model, tokenizer, SAYABLE, 0, search=search)
+    assert met.iterations.max() + extra <= search.steps
+    search = replace(search, extra_steps=extra)
+    later = target_states(model, tokenizer, SAYABLE, 0, search=search)
+    assert (later.iterations - met.iterations).tolist() == [extra] * len(SAYABLE)
+    assert not torch.allclose(later.values, met.values)
+
+
 def test_the_last_evaluation_only_measures(taught):
     model, tokenizer = taught
     search = replace(SEARCH, steps=1)
@@ -257,6 +318,8 @@ def test_the_record_is_short_and_plain(taught):
         ({"clamp_to": "mlp"}, "clamp_to is 'mlp'"),
         ({"essence": "start"}, "essence is 'start'"),
         ({"decay": "cube"}, "decay is 'cube'"),
+        ({"stop": "never"}, "stop is 'never'; choose one of 'loss', 'argmax'"),
+        ({"extra_steps": -1}, "extra_steps is -1; it must be at least 0"),
         ({"steps": 0}, "steps is 0; it must be at least 1"),
         ({"kl": -1.0}, "kl is -1.0; it must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
