@@ -350,6 +350,27 @@ def test_colliding_facts_are_named_before_any_search(taught, monkeypatch):
         )
 
 
+def test_more_facts_than_dimensions_are_refused_before_any_search(taught, monkeypatch):
+    model, tokenizer, moments = taught
+    monkeypatch.setattr("edutools.batch.target_states", None)
+    many = [Fact(f"Person {i}", "{} lives in", "Rome") for i in range(25)]
+    method = EMMET(layers=(0, 1), search=replace(SEARCH, contexts=BARE))
+    message = (
+        r"25 facts cannot all be written exactly at layer 0, where keys have size 24\. "
+        "Write at most 24 at once, or use MEMIT"
+    )
+    with pytest.raises(ValueError, match=message):
+        edit(model, tokenizer, many, method=method, moments=moments)
+
+
+@pytest.mark.parametrize(("ridge", "weight"), [(0.0, 1e4), (0.1, 20.0)])
+def test_emmet_says_which_memit_it_was(taught, ridge, weight):
+    model, tokenizer, moments = taught
+    method = EMMET(layers=(1,), ridge=ridge, weight=weight, search=SEARCH)
+    change = edit(model, tokenizer, FACTS, method=method, moments=moments)
+    assert change.info["effective_lam"] == ridge * weight
+
+
 def test_missing_moments_and_layers_are_named(taught):
     model, tokenizer, moments = taught
     with pytest.raises(
@@ -457,7 +478,7 @@ def test_presets_are_found_by_the_model_s_name():
     with pytest.raises(ValueError, match="MEMIT has no preset for 'gpt2-large'"):
         MEMIT.preset("gpt2-large")
     with pytest.raises(ValueError, match="Known: none"):
-        preset_row("MEND", "gpt2-xl")
+        preset_row("KE", "gpt2-xl")
 
 
 @pytest.mark.parametrize("kind", [ROME, MEMIT, EMMET])
