@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import number, several, typed
 from edutools.fluency import FORMS
 from edutools.hooks import evaluating
 from edutools.prompts import token_ids
@@ -55,6 +56,7 @@ class Generation:
     entropy: str = "paper"
 
     def __post_init__(self):
+        typed(self)
         if self.tokens < 1 or self.top_k < 1:
             raise ValueError(
                 "Generation.tokens and Generation.top_k must be at least 1; got "
@@ -68,7 +70,10 @@ class Generation:
 
     @classmethod
     def released(cls, *, seed: int = 0) -> "Generation":
-        """What the released code of ROME and MEMIT measures: prompts count as text."""
+        """What the released code of ROME and MEMIT measures: prompts count as text.
+
+        Except that texts end where the model ends them; the released code writes on.
+        """
         return cls(text="whole", entropy="released", seed=seed)
 
     def __str__(self) -> str:

@@ -170,8 +170,8 @@ def _released_hits(
     texts, labels = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = known[answer]
-        texts += [prompt + tokenizer.decode(ids[:j]) for j in range(len(ids))]
-        labels += [tokenizer.decode(ids[j : j + 1]) for j in range(len(ids))]
+        texts += [prompt + str(tokenizer.decode(ids[:j])) for j in range(len(ids))]
+        labels += [str(tokenizer.decode(ids[j : j + 1])) for j in range(len(ids))]
     alone = tokenizer(labels, add_special_tokens=False, verbose=False).input_ids
     starts = token_ids(tokenizer, texts)
     # A token that decodes to nothing has no first id: never right.
