@@ -45,6 +45,7 @@ MODEL = _flag(
 )
 Model = Annotated[str | None, MODEL]
 Json = Annotated[bool, _flag("--json", text="Print JSON instead of a table.")]
+Limit = Annotated[int | None, _flag("--limit", min=1, text="Only the first of them.")]
 Force = Annotated[bool, _flag("--force", text="Overwrite what is there.")]
 
 
@@ -176,6 +177,7 @@ def edit(
     facts: Annotated[
         Path | None, _flag("--facts", text="JSON file of facts or CounterFact records.")
     ] = None,
+    limit: Limit = None,
     subject: Annotated[str | None, SUBJECT] = None,
     prompt: Annotated[str | None, PROMPT] = None,
     target: Annotated[
@@ -196,7 +198,7 @@ def edit(
     )
     what = options.facts_of(
         facts, subject=subject, prompt=prompt, target=target, truth=truth
-    )
+    )[:limit]
     options.fresh(out, force=force)
     known = options.moments_of(name, stored)
     loaded, tokenizer = edu.load(model)
@@ -225,9 +227,7 @@ def evaluate(
     revision: Annotated[
         str | None, _flag("--revision", text="Of a data set of the Hub: a commit.")
     ] = None,
-    limit: Annotated[
-        int | None, _flag("--limit", min=1, text="Only the first cases.")
-    ] = None,
+    limit: Limit = None,
     batch_size: Annotated[
         int, _flag("--batch-size", min=1, text="Prompts per forward pass.")
     ] = 64,

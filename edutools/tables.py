@@ -23,7 +23,7 @@ __all__ = [
     "trace_values",
 ]
 
-SHOWN = 10  # facts
+SHOWN = 5  # facts
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

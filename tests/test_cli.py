@@ -1,6 +1,8 @@
 """The command line, on the organism: what is printed, what is kept, what is refused."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from itertools import islice
@@ -16,6 +18,7 @@ from edutools import cli
 from edutools.corpus import counterfact_records, documents, text_of
 from edutools.moments import load_moments
 from edutools.world import build_world
+from scripts import write_corpus
 from tests.test_facts import QUESTION, RECORD
 
 FACT = edu.Fact("The Eiffel Tower", "{} is located in the city of", "Rome", "Paris")
@@ -178,15 +181,15 @@ def test_edit_keeps_the_change_that_the_package_finds(made):
 
 def test_edit_writes_the_facts_of_a_file_by_any_method(made, tmp_path):
     told = values(
-        *["edit", "--method", "memit", "--facts", made / "cases.json"],
+        *["edit", "--method", "memit", "--facts", made / "cases.json", "--limit", 3],
         *["--set", "layers=3,5", "--set", "lam=100", "--set", "search.steps=2"],
         *["--moments", made / "m", "--out", tmp_path / "edit"],
     )
     assert told["method"]["layers"] == [3, 5]
     assert told["method"]["lam"] == 100.0
     assert told["method"]["search"]["steps"] == 2
-    assert [weight["rank"] for weight in told["weights"].values()] == [4, 4]
-    assert len(edu.Edit.from_pretrained(tmp_path / "edit").info["facts"]) == 4
+    assert [weight["rank"] for weight in told["weights"].values()] == [3, 3]
+    assert len(edu.Edit.from_pretrained(tmp_path / "edit").info["facts"]) == 3
 
 
 def test_edit_takes_the_preset_that_is_named(tmp_path):
@@ -507,6 +510,44 @@ def test_each_command_has_help(command):
     out, _ = run(command, "--help")
     assert out.startswith(f"Usage: edutools {command}")
     assert "--json" in out
+
+
+# the page of the book
+
+PAGE = Path(__file__).resolve().parent.parent / "book" / "reference" / "cli.md"
+
+
+def session(text):
+    """The commands of a page, each with what it is said to print."""
+    for block in re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL):
+        lines = re.sub(r"\\\n\s*", "", block)
+        for entry in re.split(r"^\$ ", lines, flags=re.MULTILINE)[1:]:
+            command, _, printed = entry.partition("\n")
+            yield shlex.split(command), printed
+
+
+def same(word, other):
+    """Equal, or numbers that differ as much as two kinds of processor may."""
+    try:
+        numbers = [float(text.strip("[],%").replace(",", "")) for text in (word, other)]
+    except ValueError:
+        return word == other
+    return numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.005)
+
+
+def test_the_page_shows_what_the_commands_print(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = set()
+    for (name, *args), printed in session(PAGE.read_text(encoding="utf-8")):
+        if name == "python":
+            write_corpus.main(args[2:])
+            continue
+        said = CliRunner().invoke(cli.app, args).output
+        words, shown = said.split(), printed.split()
+        assert len(words) == len(shown), said
+        assert all(map(same, words, shown)), said
+        seen.add(args[0])
+    assert seen == {"trace", "edit", "moments", "evaluate"}
 
 
 # as a process of its own
