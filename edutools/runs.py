@@ -63,6 +63,9 @@ class Runs:
         noise: what is added to the subject's embeddings.
         replace: put the noise in their place instead.
 
+    Raises:
+        ValueError: if the noise is not one row per token of the subject.
+
     Book: sec-tracing-runs
     """
 
@@ -71,6 +74,15 @@ class Runs:
     subject: tuple[int, int]
     noise: Float[Tensor, "samples subject d_model"]
     replace: bool = False
+
+    def __post_init__(self) -> None:
+        first, end = self.subject
+        if self.noise.shape[1] != end - first:
+            raise ValueError(
+                f"The noise has shape {tuple(self.noise.shape)}; this subject has "
+                f"{end - first} tokens. Give noise of shape (samples, {end - first}, "
+                "width of the embedding)."
+            )
 
     @classmethod
     def of(
@@ -86,10 +98,6 @@ class Runs:
         prompt = fill(fact)
         ids = torch.tensor(token_ids(tokenizer, [prompt.text]))
         return cls(model, ids, prompt.span(tokenizer), noise, replace)
-
-    def with_noise(self, noise: Float[Tensor, "samples subject d_model"]) -> "Runs":
-        """The same prompt with another noise."""
-        return replace(self, noise=noise)
 
     def names(self, kind: str) -> list[str]:
         """Names of the modules of this kind, by layer."""
@@ -109,9 +117,39 @@ class Runs:
         return self._pass(self.names(kind), len(self.noise), self._corruption(1))[0]
 
     def all_cells(
+        self,
+        restore: Restore,
+        token: int,
+        batch_size: int,
+        again: Float[Tensor, "samples subject d_model"] | None = None,
+    ) -> tuple[float, Float[Tensor, "tokens layers"]]:
+        """Probability of a token, corrupted, and with each cell restored.
+
+        Args:
+            restore: what is put back and what is held.
+            token: whose probability.
+            batch_size: rows per forward pass.
+            again: another noise for cells with something held above them.
+
+        Raises:
+            ValueError: if the other noise has another shape.
+        """
+        if again is not None and again.shape != self.noise.shape:
+            raise ValueError(
+                f"The second noise has shape {tuple(again.shape)}, the first one "
+                f"{tuple(self.noise.shape)}. Give two of one shape."
+            )
+        corrupt, table = self._table(restore, token, batch_size)
+        if again is None:
+            return corrupt, table
+        _, other = replace(self, noise=again)._table(restore, token, batch_size)
+        layers = torch.arange(table.shape[1])
+        return corrupt, torch.where(restore.end(layers) < len(layers), other, table)
+
+    def _table(
         self, restore: Restore, token: int, batch_size: int
     ) -> tuple[float, Float[Tensor, "tokens layers"]]:
-        """Probability of a token, corrupted, and with each cell restored."""
+        """The same with one noise."""
         _, p = self._pass([], len(self.noise), self._corruption(1))
         corrupt = p[:, token].mean()
         length, layers = self.ids.shape[1], n_layers(self.model)

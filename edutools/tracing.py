@@ -65,7 +65,7 @@ def causal_trace(
     sever: str | None = None,
     replace: bool = False,
     noise_unit: Float[Tensor, "samples subject d_model"] | None = None,
-    held_unit: Float[Tensor, "samples subject d_model"] | None = None,
+    second_noise: int | Float[Tensor, "samples subject d_model"] | None = None,
     batch_size: int = 512,
 ) -> Trace:
     r"""Measure how much of the answer restoring each state brings back.
@@ -94,8 +94,10 @@ def causal_trace(
             corrupted values in all layers above the restored ones.
         replace: put the noise in place of the embedding rather than on top of it.
         noise_unit: noise of standard deviation 1 to be used instead of a fresh one.
-        held_unit: the same for the run that yields the held values of `sever`; None:
-            the same noise in both runs. The released code draws anew.
+        second_noise: with `sever`, a second noise (its seed, or the noise itself) for
+            the measured run of every cell with something held above it, while the held
+            values keep the first. So does the released code, by drawing once more from
+            one stream. None: one noise for both runs.
         batch_size: rows (cells times samples) per forward pass; changes memory and
             speed only.
 
@@ -104,29 +106,37 @@ def causal_trace(
         corruption: restoring them brings nothing, which is entered without a run.
 
     Raises:
-        ValueError: if an option is unknown, a number is not positive, or answer='truth'
-            and the fact has none.
+        ValueError: if an option is unknown, a number is not positive, `second_noise`
+            comes without `sever`, or answer='truth' and the fact has none.
         SubjectNotFound: if the subject is lost in tokenization.
 
     Source: Meng et al. 2022 (ROME), section 2.1 and appendix B.
     Book: sec-tracing-runs
     """
     _check(fact, kind=kind, sever=sever, answer=answer)
+    if second_noise is not None and sever is None:
+        raise ValueError(
+            "causal_trace got second_noise without sever, so no value is held at the "
+            "first noise. Give sever='mlp' or 'attention', or leave it out."
+        )
     if window is None:
         window = 1 if kind == "hidden" else max(3, -(-n_layers(model) // 5))
     if sigma is None:
         sigma = embedding_std(model, tokenizer, [fact.subject])
     if noise_unit is None:
         noise_unit = _draw(model, tokenizer, fact, samples=samples, seed=seed)
-    _check_positive(window=window, samples=len(noise_unit), batch_size=batch_size)
+    samples = len(noise_unit)
+    _check_positive(window=window, samples=samples, batch_size=batch_size)
+    if isinstance(second_noise, int):
+        second_noise = _draw(model, tokenizer, fact, samples=samples, seed=second_noise)
+    again = None if second_noise is None else second_noise * noise * sigma
     runs = Runs.of(model, tokenizer, fact, noise_unit * noise * sigma, replace=replace)
-    held = runs if held_unit is None else runs.with_noise(held_unit * noise * sigma)
     with evaluating(model), torch.no_grad():
         clean, p = runs.clean(kind)
         token = int(p.argmax()) if answer == "argmax" else _first(tokenizer, fact)
-        frozen = held.corrupted(sever) if sever else ()
+        frozen = runs.corrupted(sever) if sever else ()
         restore = Restore(kind, window, clean, sever, frozen)
-        p_corrupt, p_restored = runs.all_cells(restore, token, batch_size)
+        p_corrupt, p_restored = runs.all_cells(restore, token, batch_size, again)
     return Trace(
         fact=fact,
         tokens=tuple(tokenizer.batch_decode([[i] for i in runs.ids[0].tolist()])),
@@ -137,7 +147,7 @@ def causal_trace(
         p_clean=float(p[token]),
         p_corrupt=p_corrupt,
         p_restored=p_restored,
-        samples=len(noise_unit),
+        samples=samples,
         noise=noise * sigma,
         severed=sever,
     )

@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import save_file
 
 from edutools.arch import architecture_of
 from edutools.hooks import capture
@@ -178,29 +177,6 @@ def test_the_origin_is_recorded(tiny):
     assert info["dtype"] == "float32"
     assert info["tokenizer"].endswith(f"of {len(tokenizer)} tokens")
     json.dumps(dict(info))
-
-
-def test_the_recorded_moments_are_reproduced(golden):
-    """Float32 in another order of summation: the bound is 1e-5, 3e-7 is reached."""
-    texts = json.loads((golden / "texts.json").read_text(encoding="utf-8"))
-    checked = set()
-    for path in sorted(golden.glob("*/3_second_moment.safetensors")):
-        folder = golden / "models" / path.parent.name
-        if not (folder / "model.safetensors").exists():
-            continue  # the small set has the weights of one model only
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        count = json.loads(path.with_suffix(".json").read_text())["total_tokens"]
-        recorded = load_file(path)
-        layers = sorted({int(name[5 : name.index(".")]) for name in recorded})
-        found = second_moment(model, tokenizer, texts, layers=layers)
-        for name, wanted in recorded.items():
-            moment = found[int(name[5 : name.index(".")])]
-            error = (moment.value - wanted).abs().max() / wanted.abs().max()
-            assert error < 1e-5, (path.parent.name, name)
-            assert moment.count == count
-            checked.add(path.parent.name)
-    assert "gptj" in checked
 
 
 def test_either_one_layer_or_several(tiny):

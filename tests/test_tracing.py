@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from edutools.arch import architecture_of
 from edutools.effects import ROLES, Trace, average_effect
 from edutools.facts import Fact
-from edutools.hooks import patch
+from edutools.hooks import capture, patch
+from edutools.prompts import encode, fill
+from edutools.runs import Restore, Runs
 from edutools.testing import TINY, TINY_FACTS, taught_model, tiny_tokenizer
 from edutools.tracing import causal_trace, causal_traces, embedding_std
 
@@ -24,9 +27,10 @@ def clean_probability(model, tokenizer, fact):
         return model(ids).logits[0, -1].softmax(-1)
 
 
+@pytest.mark.parametrize("sever", [None, "mlp", "attention"])
 @pytest.mark.parametrize("kind", ["hidden", "mlp", "attention"])
-def test_without_noise_nothing_is_lost_and_nothing_comes_back(taught, kind):
-    trace = causal_trace(*taught, ZOE, kind=kind, noise=0.0, samples=2)
+def test_without_noise_nothing_is_lost_and_nothing_comes_back(taught, kind, sever):
+    trace = causal_trace(*taught, ZOE, kind=kind, noise=0.0, samples=2, sever=sever)
     assert trace.total_effect == pytest.approx(0, abs=1e-6)
     assert trace.effect.abs().max() < 1e-6
 
@@ -65,66 +69,132 @@ def test_the_size_of_batches_changes_nothing(taught):
     torch.testing.assert_close(whole.p_restored, parts.p_restored, atol=1e-6, rtol=0)
 
 
-def restored_plainly(model, tokenizer, trace, noise, place, window):
-    """One cell by one forward pass: clean values put in place of the corrupted ones."""
-    ids = tokenizer(trace.fact.text, return_tensors="pt").input_ids
-    first, end = trace.subject
-    blocks = "transformer.h" if model.config.model_type == "gptj" else "model.layers"
-    embedding = "transformer.wte" if "transformer" in blocks else "model.embed_tokens"
-    names = [f"{blocks}.{i}.mlp" for i in window]
-    values = {}
-
-    def keep(name):
-        def function(h):
-            values[name] = h.clone()
-            return h
-
-        return function
-
-    def put(name):
-        def function(h):
-            h = h.clone()
-            h[:, place] = values[name][:, place]
-            return h
-
-        return function
-
-    def corrupt(h):
-        h = h.clone()
-        h[:, first:end] += noise.to(h.dtype)
-        return h
-
-    with torch.no_grad():
-        with patch(model, {name: keep(name) for name in names}):
-            clean = model(ids).logits[0, -1]
-        changes = {name: put(name) for name in names} | {embedding: corrupt}
-        with patch(model, changes):
-            logits = model(ids.expand(len(noise), -1)).logits[:, -1]
-    return float(logits.softmax(-1)[:, int(clean.argmax())].mean())
+def test_every_sample_counts_alike(taught):
+    noise = unit(*taught, samples=3)
+    whole = causal_trace(*taught, ZOE, kind="mlp", noise_unit=noise)
+    each = [causal_trace(*taught, ZOE, kind="mlp", noise_unit=x[None]) for x in noise]
+    assert whole.samples == 3
+    mean = torch.stack([trace.p_restored for trace in each]).mean(0)
+    torch.testing.assert_close(whole.p_restored, mean, atol=1e-6, rtol=0)
+    mean = sum(trace.p_corrupt for trace in each) / 3
+    assert whole.p_corrupt == pytest.approx(mean, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("width", "layer", "window"), [(1, 1, [1]), (2, 1, [0, 1]), (3, 2, [1, 2])]
-)
-def test_a_cell_equals_the_plain_computation(taught, width, layer, window):
+def test_noise_is_a_multiple_of_the_measured_deviation(taught):
     model, tokenizer = taught
-    sigma = embedding_std(model, tokenizer, [ZOE.subject])
-    first = causal_trace(model, tokenizer, ZOE, samples=1)
-    length = first.subject[1] - first.subject[0]
-    unit = torch.randn(2, length, 16, generator=torch.Generator().manual_seed(3))
-    trace = causal_trace(
-        model, tokenizer, ZOE, kind="mlp", window=width, noise_unit=unit.double()
-    )
-    place = trace.subject[1] - 1
-    plain = restored_plainly(model, tokenizer, trace, 3 * sigma * unit, place, window)
-    assert float(trace.p_restored[place, layer]) == pytest.approx(plain, abs=1e-6)
+    noise = unit(*taught, samples=2)
+    own = embedding_std(model, tokenizer, [ZOE.subject])
+    three = causal_trace(*taught, ZOE, noise_unit=noise)
+    assert three.noise == pytest.approx(3 * own)
+    same = causal_trace(*taught, ZOE, noise_unit=noise / 2, noise=3.0, sigma=2 * own)
+    torch.testing.assert_close(three.p_restored, same.p_restored, atol=1e-6, rtol=0)
+    more = causal_trace(*taught, ZOE, noise_unit=noise, noise=6.0)
+    assert not torch.allclose(three.p_restored, more.p_restored)
+
+
+def unit(model, tokenizer, *, samples: int, seed: int = 3) -> torch.Tensor:
+    """Noise of standard deviation one for the subject of ZOE."""
+    first, end = fill(ZOE).span(tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    shape = samples, end - first, model.config.hidden_size
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+class Plain:
+    """One cell by three forward passes, as slowly and plainly as can be."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.names = model, architecture_of(model)
+        self.ids = encode(tokenizer, [ZOE.text]).ids
+        self.first, self.end = fill(ZOE).span(tokenizer)
+
+    def module(self, kind: str, layer: int) -> str:
+        names = {
+            "hidden": self.names.block,
+            "mlp": self.names.mlp,
+            "attention": self.names.attention,
+        }
+        return names[kind](layer)
+
+    def corruption(self, noise):
+        def corrupt(h):
+            h = h.clone()
+            h[:, self.first : self.end] += noise.to(h.dtype)
+            return h
+
+        return {self.names.embedding: corrupt}
+
+    def run(self, modules, rows, changes):
+        with (
+            torch.no_grad(),
+            patch(self.model, changes),
+            capture(self.model, modules) as seen,
+        ):
+            logits = self.model(self.ids.expand(rows, -1)).logits[:, -1]
+        return {name: h.clone() for name, h in seen.items()}, logits.softmax(-1)
+
+    def restored(self, noise, place, kind, window, sever=None, held_noise=None):
+        restore = {self.module(kind, layer) for layer in window}
+        hold = (
+            {self.module(sever, x) for x in range(window[-1] + 1, 3)} if sever else ()
+        )
+        clean, p = self.run(restore, 1, {})
+        held_noise = noise if held_noise is None else held_noise
+        held, _ = self.run(hold, len(noise), self.corruption(held_noise))
+
+        def put(values):
+            def function(h):
+                h = h.clone()
+                h[:, place] = values[:, place]
+                return h
+
+            return function
+
+        fixed = {name: put(values) for name, values in (clean | held).items()}
+        _, found = self.run([], len(noise), fixed | self.corruption(noise))
+        return float(found[:, int(p.argmax())].mean())
+
+
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attention"])
+@pytest.mark.parametrize(
+    ("width", "layer", "window"),
+    [(1, 1, [1]), (2, 1, [0, 1]), (3, 2, [1, 2]), (3, 0, [0, 1]), (10, 1, [0, 1, 2])],
+)
+def test_a_cell_equals_the_plain_computation(taught, kind, width, layer, window):
+    sigma, noise = embedding_std(*taught, [ZOE.subject]), unit(*taught, samples=2)
+    trace = causal_trace(*taught, ZOE, kind=kind, window=width, noise_unit=noise)
+    plain = Plain(*taught)
+    for place in range(trace.subject[0], len(trace.tokens)):
+        wanted = plain.restored(3 * sigma * noise, place, kind, window)
+        assert float(trace.p_restored[place, layer]) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("sever", ["mlp", "attention"])
+@pytest.mark.parametrize(
+    ("kind", "width", "layer", "window"),
+    [("hidden", 1, 0, [0]), ("hidden", 1, 1, [1]), ("mlp", 2, 1, [0, 1])],
+)
+def test_a_severed_cell_equals_the_plain_computation(
+    taught, sever, kind, width, layer, window
+):
+    sigma, noise = embedding_std(*taught, [ZOE.subject]), unit(*taught, samples=2)
+    other = unit(*taught, samples=2, seed=4)
+    options = {"kind": kind, "window": width, "sever": sever, "noise_unit": noise}
+    once = causal_trace(*taught, ZOE, **options)
+    twice = causal_trace(*taught, ZOE, **options, second_noise=other)
+    assert once.severed == twice.severed == sever
+    plain, place = Plain(*taught), once.subject[1] - 1
+    one, two = 3 * sigma * noise, 3 * sigma * other
+    wanted = plain.restored(one, place, kind, window, sever)
+    assert float(once.p_restored[place, layer]) == pytest.approx(wanted, abs=1e-6)
+    wanted = plain.restored(two, place, kind, window, sever, held_noise=one)
+    assert float(twice.p_restored[place, layer]) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_severing_holds_what_comes_after(taught):
     whole = causal_trace(*taught, ZOE, samples=3)
     for part in ("mlp", "attention"):
         cut = causal_trace(*taught, ZOE, samples=3, sever=part)
-        assert cut.severed == part
         # Nothing is left to be held above the last layer.
         torch.testing.assert_close(
             cut.p_restored[:, -1], whole.p_restored[:, -1], atol=1e-6, rtol=0
@@ -132,17 +202,21 @@ def test_severing_holds_what_comes_after(taught):
         assert not torch.allclose(cut.p_restored[:, 0], whole.p_restored[:, 0])
 
 
-def test_a_severed_path_can_be_held_at_another_noise(taught):
-    length = len(range(*causal_trace(*taught, ZOE, samples=1).subject))
-    noise = torch.randn(
-        2, 3, length, 16, generator=torch.Generator().manual_seed(0)
-    ).double()
-    same = causal_trace(*taught, ZOE, sever="mlp", noise_unit=noise[0])
-    held = causal_trace(
-        *taught, ZOE, sever="mlp", noise_unit=noise[0], held_unit=noise[1]
-    )
-    assert same.p_corrupt == held.p_corrupt
-    assert not torch.allclose(same.p_restored[:, 0], held.p_restored[:, 0])
+def test_a_second_noise_reaches_the_cells_with_something_held(taught):
+    """Above the last layer nothing is held, so that the first noise stays."""
+    same = causal_trace(*taught, ZOE, sever="mlp", samples=3, seed=0)
+    alike = causal_trace(*taught, ZOE, sever="mlp", samples=3, seed=0, second_noise=0)
+    other = causal_trace(*taught, ZOE, sever="mlp", samples=3, seed=0, second_noise=1)
+    fresh = causal_trace(*taught, ZOE, samples=3, seed=1)
+    assert torch.equal(same.p_restored, alike.p_restored)
+    assert same.p_corrupt == other.p_corrupt
+    assert torch.equal(same.p_restored[:, -1], other.p_restored[:, -1])
+    assert not torch.allclose(same.p_restored[:, 0], other.p_restored[:, 0])
+    before = other.p_restored[: other.subject[0], :-1]  # nothing restored, other noise
+    assert before.numel()
+    assert (before == fresh.p_corrupt).all()
+    with pytest.raises(ValueError, match="second_noise without sever"):
+        causal_trace(*taught, ZOE, second_noise=1)
 
 
 def test_noise_can_take_the_embedding_s_place(taught):
@@ -251,6 +325,15 @@ def test_the_size_of_embeddings(taught):
 def test_senseless_options_are_refused(taught, options, message):
     with pytest.raises(ValueError, match=message):
         causal_trace(*taught, ZOE, **options)
+
+
+def test_noise_of_another_shape_is_refused(taught):
+    noise = unit(*taught, samples=2)
+    with pytest.raises(ValueError, match=rf"this subject has {noise.shape[1]} tokens"):
+        causal_trace(*taught, ZOE, noise_unit=noise[:, 1:])
+    runs = Runs.of(*taught, ZOE, noise, replace=False)
+    with pytest.raises(ValueError, match="second noise has shape"):
+        runs.all_cells(Restore("hidden", 1, []), 0, 8, again=noise[:1])
 
 
 def test_missing_things_are_named(taught):
