@@ -146,6 +146,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     elif kind in TABLE:
         arch = TABLE[kind]
     else:
+        _refuse_norms(model, kind)
         raise UnknownArchitecture(
             f"No architecture row for model_type {kind!r}.{_nearest(kind, TABLE)} "
             f"Known: {', '.join(sorted(TABLE))}. Set model.architecture = "
@@ -217,23 +218,30 @@ def oriented(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
     >>> oriented(Conv1D(nf=3, nx=2)).shape, oriented(nn.Linear(2, 3)).shape
     (torch.Size([3, 2]), torch.Size([3, 2]))
     """
-    if not isinstance(module, (nn.Linear, Conv1D)):
-        raise TypeError(
-            f"Only Linear and Conv1D have a weight to edit; got a "
-            f"{type(module).__name__}."
-        )
-    weight = module.weight
-    if weight.dtype not in _EDITABLE or weight.ndim != 2:
+    name, weight = type(module).__name__, getattr(module, "weight", None)
+    if _quantized(module, weight):
         raise UnknownArchitecture(
-            f"The weight is quantized ({type(module).__name__}, {weight.dtype}) and "
-            "cannot be edited in place. Load the model in float32, float16 or bfloat16."
+            f"The weight is quantized ({name}, {getattr(weight, 'dtype', 'packed')}) "
+            "and cannot be edited in place. Load the model in float32, float16 or "
+            "bfloat16."
         )
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        raise TypeError(f"Only Linear and Conv1D have a weight to edit; got a {name}.")
+    weight = module.weight
     return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
 
 
 _EDITABLE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _POST_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_ffn_norm")
+
+
+def _quantized(module: nn.Module, weight: object) -> bool:
+    """Whether the weight is packed: as integers, in a buffer, or behind a method."""
+    if isinstance(weight, Tensor):
+        linear = isinstance(module, (nn.Linear, Conv1D))
+        return linear and (weight.dtype not in _EDITABLE or weight.ndim != 2)
+    return callable(weight) or hasattr(module, "qweight")
 
 
 def _refuse_experts(model: PreTrainedModel, kind: str) -> None:
@@ -250,6 +258,17 @@ def _refuse_experts(model: PreTrainedModel, kind: str) -> None:
         )
 
 
+def _refuse_norms(module: nn.Module, kind: str) -> None:
+    names = (name.rpartition(".")[2] for name, _ in module.named_modules())
+    norm = next((name for name in names if name in _POST_NORMS), None)
+    if norm is not None:
+        raise UnknownArchitecture(
+            f"The {kind!r} model has a norm between MLP and residual stream ({norm}), "
+            "so adding to the MLP's output does not add to the block's. Use a model "
+            "without it."
+        )
+
+
 def _check_modules(model: PreTrainedModel, arch: Architecture, kind: str) -> None:
     parts = (arch.block(0), arch.mlp(0), arch.attention(0), arch.write(0))
     for name in (*parts, arch.final_norm, arch.head, arch.embedding):
@@ -259,14 +278,7 @@ def _check_modules(model: PreTrainedModel, arch: Architecture, kind: str) -> Non
             raise UnknownArchitecture(
                 f"The {kind!r} model does not fit its architecture row. {error}"
             ) from None
-    block = submodule(model, arch.block(0))
-    norm = next((name for name in _POST_NORMS if hasattr(block, name)), None)
-    if norm is not None:
-        raise UnknownArchitecture(
-            f"The {kind!r} model has a norm between MLP and residual stream ({norm}), "
-            "so adding to the MLP's output does not add to the block's. Use a model "
-            "without it."
-        )
+    _refuse_norms(submodule(model, arch.block(0)), kind)
     oriented(submodule(model, arch.write(0)))
 
 

@@ -139,23 +139,86 @@ def test_a_model_can_carry_its_own_names():
         architecture_of(model)
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "olmo2"])
-def test_a_norm_behind_the_mlp_is_refused_whatever_the_names(kind):
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "glm4", "olmo2"])
+def test_a_norm_behind_the_mlp_is_refused_whatever_the_names(kind, named):
     model = small(kind)
-    model.architecture = TABLE["llama"]
+    if named:
+        model.architecture = TABLE["llama"]
     with pytest.raises(UnknownArchitecture, match="norm between MLP and residual"):
         architecture_of(model)
 
 
-def test_a_mixture_of_experts_is_refused():
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "experts"),
+    [
+        ("mixtral", "num_local_experts"),
+        ("qwen2_moe", "num_experts"),
+        ("deepseek_v3", "n_routed_experts"),
+    ],
+)
+def test_a_mixture_of_experts_is_refused(kind, experts, named):
+    model = small(kind, **{experts: 2})
+    if named:
+        model.architecture = TABLE["llama"]
     with pytest.raises(UnknownArchitecture, match="mixture of experts"):
-        architecture_of(small("mixtral", num_local_experts=2))
+        architecture_of(model)
 
 
-def test_quantized_models_are_refused():
+def test_models_that_say_they_are_quantized_are_refused():
     model = tiny_model("llama")
     model.config.quantization_config = {"load_in_4bit": True}
-    with pytest.raises(UnknownArchitecture, match="quantized weights"):
+    with pytest.raises(UnknownArchitecture, match="model has quantized weights"):
+        architecture_of(model)
+
+
+class Packed(nn.Module):
+    """As GPTQ and AWQ keep a linear map: integers in a buffer, and scales."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        shape = linear.in_features // 8, linear.out_features
+        self.register_buffer("qweight", torch.zeros(*shape, dtype=torch.int32))
+
+
+class Behind(nn.Module):
+    """As torch's own quantized modules: the weight is unpacked by a method."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+
+    def weight(self):
+        raise NotImplementedError
+
+
+def stored(dtype, shape):
+    """As bitsandbytes and FP8 keep it: a Linear whose weight is of another type."""
+
+    def of(linear: nn.Linear) -> nn.Linear:
+        weight = torch.zeros(shape or linear.weight.shape).to(dtype)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        return linear
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        pytest.param(stored(torch.uint8, (192, 1)), id="4 bit"),
+        pytest.param(stored(torch.int8, None), id="8 bit"),
+        pytest.param(stored(torch.float8_e4m3fn, None), id="fp8"),
+        pytest.param(Packed, id="packed"),
+        pytest.param(Behind, id="behind a method"),
+    ],
+)
+def test_quantized_weights_are_refused_by_what_they_are(quantize):
+    """Also if the configuration does not tell."""
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.mlp.down_proj = quantize(layer.mlp.down_proj)
+    with pytest.raises(UnknownArchitecture, match=r"The weight is quantized \("):
         architecture_of(model)
 
 
