@@ -17,19 +17,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from recorded import Record, Table, records, relative
+from recorded import Record, Table, fact_of, records, relative
+from recorded_mend import editors_of, names_of
 
 from edutools.arch import architecture_of
 from edutools.batch import EMMET, MEMIT, BatchMethod
 from edutools.change import Edit
 from edutools.contexts import BARE, Contexts
+from edutools.factors import Factors, gradient_factors
 from edutools.facts import Case, Fact
 from edutools.hooks import patch
 from edutools.keyvalue import ValueSearch, at_subject, keys, site_name, states
+from edutools.mend import MEND
 from edutools.methods import edit
 from edutools.moments import second_moment
 from edutools.prompts import Prompt, fill, subject_span, target_ids, token_ids
 from edutools.rome import ROME
+from edutools.rows import answer_rows
 from edutools.scoring import score
 from edutools.search import TargetStates, target_states
 from edutools.solve import (
@@ -58,6 +62,7 @@ FILES = {
     "released_file": ("5_rome_*", True),
     "trace_file": ("6_trace_*", True),
     "range_file": ("6_find_token_range", False),
+    "mend_file": ("7_mend_*", True),
     "eval_file": ("8_eval", True),
 }
 # Relative bounds.
@@ -65,6 +70,7 @@ MEASURED = 1e-5  # keys, moments, probabilities, log-probabilities
 SEARCHED = 1e-4  # values
 CLOSED = 1e-6  # closed forms of recorded inputs
 INVERSE = 2e-3  # where the original inverts C in float32
+EDITED = 1e-5  # MEND's factors, transforms and changes
 WRITTEN = 1e-3  # changes of weights, from the facts to the end
 
 
@@ -759,6 +765,93 @@ def test_the_size_of_embeddings(trace_file, table):
     table.check("size of embeddings", trace_file.kind, error, MEASURED)
     error = relative(3 * found, data["noise_level"])
     table.check("size of the noise", trace_file.kind, error, MEASURED)
+
+
+# MEND
+
+
+def mend_batches(record: Record) -> Iterator[tuple[str, list[Fact]]]:
+    """The recorded batches of edits, by name."""
+    for name, told in record.data["edits"].items():
+        if f"{name}.input_ids" in record.tensors:
+            known = record.common["facts"]
+            requests = [
+                r if isinstance(r, dict) else known[r] for r in told["requests"]
+            ]
+            yield name, [fact_of(request) for request in requests]
+
+
+def test_mend_gradients(mend_file, table):
+    """Also where batches are padded, and their mean is over all answer tokens."""
+    model, tokenizer = mend_file.both
+    for batch, facts in mend_batches(mend_file):
+        rows = answer_rows(
+            tokenizer, [fact.text for fact in facts], [fact.target for fact in facts]
+        )
+        width = rows.ids.shape[1]  # the original also reads the last answer token
+        ids = mend_file.tensors[f"{batch}.input_ids"][:, :width]
+        mask = rows.mask.bool()
+        table.same(
+            "MEND, token ids",
+            mend_file.kind,
+            ids[mask].tolist(),
+            rows.ids[mask].tolist(),
+        )
+        names = names_of(mend_file)
+        found = gradient_factors(model, rows, names, reduction="mean")
+        for name in names:
+            told = f"{batch}.{name}.weight"
+            keep = found[name].keep
+            for letter, ours in (("u", found[name].u), ("delta", found[name].d)):
+                if f"{told}.{letter}" in mend_file.tensors:
+                    theirs = mend_file.tensors[f"{told}.{letter}"]
+                    error = relative(ours[keep], theirs[:, :width][keep])
+                    table.check(f"MEND, {letter}", mend_file.kind, error, EDITED)
+
+
+def test_mend_transforms(mend_file, table):
+    """From the recorded factors: which tokens count, ũ, d̃ and the change."""
+    editors = editors_of(mend_file)
+    for batch, _ in mend_batches(mend_file):
+        for name in names_of(mend_file):
+            told, tensors = f"{batch}.{name}.weight", mend_file.tensors
+            if f"{told}.u" not in tensors:
+                continue
+            factors = Factors(tensors[f"{told}.u"], tensors[f"{told}.delta"])
+            u, d = (x.detach() for x in editors.transform(name, factors))
+            keep = factors.keep
+            change = editors.change(name, factors).dense()
+            for what, part, ours in (
+                ("MEND, ũ", "u_tilde", u[keep]),
+                ("MEND, d̃", "delta_tilde", d[keep]),
+                ("MEND, change", "weight_update", change),
+            ):
+                table.compare(what, mend_file, f"{told}.{part}", ours, EDITED)
+
+
+def test_mend_from_the_facts_to_the_end(mend_file, table):
+    model, tokenizer = mend_file.both
+    told = mend_file.data["mend_config"]
+    mend = MEND(
+        rank=told["rank"],
+        blocks=told["n_hidden"] + 1,
+        combine=told["combine"],
+        shared=told["shared"],
+        normalize=told["norm"],
+        reduction="mean",
+        layers=(0,),  # the recorded editors name their weights themselves
+        editors=editors_of(mend_file),
+    )
+    for batch, facts in mend_batches(mend_file):
+        change = edit(model, tokenizer, facts, method=mend)
+        for name in names_of(mend_file):
+            table.compare(
+                "MEND, change from facts",
+                mend_file,
+                f"{batch}.{name}.weight.weight_update",
+                change.deltas[name].dense(),
+                EDITED,
+            )
 
 
 # Evaluation
