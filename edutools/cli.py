@@ -4,6 +4,7 @@ Results go to the standard output, everything else to the standard error.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ import edutools as edu
 from edutools import options, tables
 from edutools.moments import SecondMoment, load_moments, save_moments
 from edutools.pocket import chosen
-from edutools.records import load_cases, load_zsre
+from edutools.records import Loaded, load_cases, load_zsre
+from edutools.report import Report
 from edutools.shell import Commands
 
 __all__ = ["app", "main"]
@@ -238,9 +240,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model, and with an edit the model before and after it."""
-    read, measure = (
-        (load_zsre, edu.evaluate_zsre) if zsre else (load_cases, edu.evaluate)
-    )
+    read: Callable[..., Loaded[Any]] = load_zsre if zsre else load_cases
+    measure: Callable[..., Report] = edu.evaluate_zsre if zsre else edu.evaluate
     chosen_cases = read(cases, split=split, revision=revision)
     change = None if applied is None else edu.Edit.from_pretrained(applied)
     if out is not None:

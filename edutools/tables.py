@@ -189,7 +189,7 @@ def describe_edit(change: Edit) -> str:
             _weights(change),
             *(["", *sources] if sources else []),
             *(
-                [fill(f"settings: {settings}", 88, subsequent_indent="  ")]
+                [fill(f"settings: {settings}", 76, subsequent_indent="  ")]
                 if settings
                 else []
             ),
@@ -263,12 +263,12 @@ def describe_reports(before: Report, after: Report | None) -> str:
         return str(before)
     changed = {row.metric: row for row in after.summary()}
     rows = [
-        [row.metric, _cell(row), _cell(changed[row.metric]), f"{row.n:,}", row.unit]
+        [row.metric, _cell(row), _cell(changed[row.metric]), f"{row.n:,}"]
         for row in before.summary()
         if row.metric in changed
     ]
-    head = ["metric", "before, 95 % interval", "after, 95 % interval", "cases", "unit"]
-    return f"{table(head, rows)}\n{before.convention}"
+    text = table(["metric", "before", "after", "cases"], rows)
+    return f"{text}\nmeans with 95 % intervals; {before.convention}"
 
 
 def _cell(row: Row) -> str:
@@ -276,4 +276,4 @@ def _cell(row: Row) -> str:
         return "undefined"
     if math.isnan(row.low):
         return f"{row.mean:.3f}"
-    return f"{row.mean:.3f}  [{row.low:.3f}, {row.high:.3f}]"
+    return f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]"
