@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from edutools.checks import shown
+
 __all__ = [
     "Architecture",
     "UnknownArchitecture",
@@ -127,12 +129,18 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
     `model.architecture = Architecture(...)`. They are checked in the same way.
 
     Raises:
+        TypeError: if it is no model.
         UnknownArchitecture: if the family has no row, the named modules do not exist,
             or the model cannot be edited in place (mixture of experts, quantized
             weights, a norm between MLP and residual stream).
 
     Book: sec-architectures
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a loaded model; got {shown(model)}. edutools.load and "
+            "AutoModelForCausalLM.from_pretrained give one."
+        )
     own = getattr(model, "architecture", None)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if hasattr(model, "peft_config"):
@@ -211,7 +219,7 @@ def oriented(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
 
     Raises:
         TypeError: if the module is neither `Linear` nor `Conv1D`.
-        UnknownArchitecture: if the weight is quantized.
+        UnknownArchitecture: if the weight is quantized, or not in memory.
 
     Book: sec-architectures
 
@@ -228,6 +236,11 @@ def oriented(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
     if not isinstance(module, (nn.Linear, Conv1D)):
         raise TypeError(f"Only Linear and Conv1D have a weight to edit; got a {name}.")
     weight = module.weight
+    if weight.is_meta:
+        raise UnknownArchitecture(
+            "The weight has no values: it is on the meta device, because the model was "
+            "not loaded, or not all of it. Load all of it into memory."
+        )
     return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
 
 

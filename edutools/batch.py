@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.change import Edit
+from edutools.checks import typed
 from edutools.facts import Fact
 from edutools.keyvalue import ValueSearch, keys
 from edutools.method import COVARIANCES, Method, Moments, choice
@@ -39,6 +40,7 @@ class BatchMethod(Method, ABC):
     covariances: ClassVar[tuple[str, ...]] = COVARIANCES
 
     def __post_init__(self) -> None:
+        typed(self)
         kind = type(self).__name__
         choice(f"{kind}.covariance", self.covariance, self.covariances)
         choice(f"{kind}.distribution", self.distribution, DISTRIBUTIONS)
@@ -129,6 +131,7 @@ class MEMIT(BatchMethod):
     """
 
     lam: float = 15_000.0
+    inverts: ClassVar[bool] = True
     bibtex: ClassVar[str] = """
         @inproceedings{meng2023memit,
           title = {Mass-Editing Memory in a Transformer},
@@ -186,6 +189,7 @@ class EMMET(BatchMethod):
     layers: tuple[int, ...] = (5,)
     ridge: float = 0.0
     weight: float = 1.0
+    inverts: ClassVar[bool] = True
     bibtex: ClassVar[str] = """
         @inproceedings{gupta2024emmet,
           title = {A Unified Framework for Model Editing},

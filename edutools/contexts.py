@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import typed
 from edutools.prompts import context_prefixes
 
 __all__ = ["AVERAGES", "BARE", "Contexts"]
@@ -41,6 +42,7 @@ class Contexts:
     average: str = "mean"
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.average not in AVERAGES:
             raise ValueError(
                 f"Contexts.average is {self.average!r}; choose one of "

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, oriented, submodule
 from edutools.change import Edit
+from edutools.checks import typed
 from edutools.factors import mean_nll
 from edutools.facts import Fact
 from edutools.hooks import capture, evaluating, frozen, patch
@@ -100,6 +101,7 @@ class FineTune(Method):
         """
 
     def __post_init__(self) -> None:
+        typed(self)
         choice("FineTune.loss", self.loss, LOSSES)
         if not self.layers or len(set(self.layers)) < len(self.layers):
             raise ValueError(

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edutools.checks import number, several, typed
+from edutools.checks import known, number, several, typed
 from edutools.fluency import FORMS
 from edutools.hooks import evaluating
 from edutools.prompts import token_ids
@@ -116,12 +116,13 @@ def generate(
 
     Book: sec-evaluation-generation
     """
-    if isinstance(prompts, str):
-        raise TypeError("prompts must be several texts, not one. Pass [prompt].")
+    prompts = several("prompts", prompts, str)
+    number("batch_size", batch_size, int, least=1)
     if not prompts:
         return []
     rows, room = token_ids(tokenizer, prompts), _room(len(prompts), max_new_tokens)
     _check(model, prompts, rows, room, top_k=top_k)
+    number("seed", seed, int)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     draws = _draws(rows, max(room), seed)
     fresh: list[list[int]] = [[] for _ in rows]
@@ -137,8 +138,10 @@ def generate(
 
 def _room(n: int, max_new_tokens: int | Sequence[int]) -> list[int]:
     """How many tokens may be added to each of n prompts."""
-    if isinstance(max_new_tokens, int):
+    if not isinstance(max_new_tokens, Sequence):
+        number("max_new_tokens", max_new_tokens, int)
         return [max_new_tokens] * n
+    several("max_new_tokens", max_new_tokens, int)
     if len(max_new_tokens) != n:
         raise ValueError(
             f"max_new_tokens must be one number, or one per prompt; got "
@@ -155,12 +158,14 @@ def _check(
     *,
     top_k: int,
 ) -> None:
+    number("top_k", top_k, int)
     if min(room) < 0 or top_k < 1:
         raise ValueError(
             "max_new_tokens must not be negative and top_k at least 1; got "
             f"max_new_tokens={min(room)} and top_k={top_k}."
         )
     limit = getattr(model.config, "max_position_embeddings", None)
+    known(model, torch.tensor([token for row in rows for token in row]))
     for prompt, row, more in zip(prompts, rows, room, strict=True):
         if not row:
             raise ValueError(

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import choice, of_kind, several, typed
 from edutools.facts import SLOT, Case
 from edutools.retrieval import similarity
 
@@ -71,6 +72,7 @@ class InContext:
         """
 
     def __post_init__(self) -> None:
+        typed(self)
         if self.demonstrations < 0:
             raise ValueError(
                 f"InContext.demonstrations is {self.demonstrations}; it must not be "
@@ -94,11 +96,7 @@ class InContext:
             )
         choices = {"select": SELECTIONS, "order": ORDERS}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"InContext.{name} is {getattr(self, name)!r}; choose one of "
-                    f"{', '.join(map(repr, allowed))}."
-                )
+            choice(f"InContext.{name}", getattr(self, name), allowed)
 
     @property
     def citation(self) -> str:
@@ -130,11 +128,11 @@ def kinds(count: int, ratio: tuple[int, int, int] = (1, 3, 4)) -> list[str]:
     >>> kinds(8)
     ['retain', 'update', 'retain', 'copy', 'update', 'retain', 'update', 'retain']
     """
-    given = dict.fromkeys(KINDS, 0)
+    given: dict[str, int] = {kind: 0 for kind in KINDS}
     share = dict(zip(KINDS, ratio, strict=True))
-    order = []
+    order: list[str] = []
     for done in range(1, count + 1):  # whoever is furthest behind its share comes next
-        behind = {k: share[k] * done / sum(ratio) - given[k] for k in KINDS if share[k]}
+        behind = {k: s * done / sum(ratio) - given[k] for k, s in share.items() if s}
         kind = max(behind, key=behind.__getitem__)
         given[kind] += 1
         order.append(kind)
@@ -212,9 +210,11 @@ def in_context(
         compares the facts; here the edited model does, by `retrieval.similarity`.
     Book: sec-context-methods
     """
+    cases, corpus = several("cases", cases, Case), several("corpus", corpus, Case)
     if not cases:
         raise ValueError("Got no cases; in_context needs at least one Case.")
-    how = method or InContext()
+    how = InContext() if method is None else method
+    of_kind("method", how, InContext, "InContext()")
     fit = [_fitting(case, corpus, how.demonstrations) for case in cases]
     near = torch.zeros(len(cases), len(corpus))
     if how.demonstrations:

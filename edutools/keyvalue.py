@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer
+from edutools.checks import number, typed
 from edutools.contexts import BARE, Contexts
 from edutools.facts import Fact
 from edutools.hooks import capture, evaluating
@@ -96,6 +97,7 @@ class ValueSearch:
     contexts: Contexts = field(default_factory=Contexts)
 
     def __post_init__(self) -> None:
+        typed(self)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -233,6 +235,9 @@ def at_subject(
     Raises:
         ValueError: if a subject is lost in tokenization.
     """
+    number("batch_size", batch_size, int, least=1)
+    if not prompts:
+        raise ValueError("Got no facts; keys and states need at least one.")
     found = locate(tokenizer, prompts)
     order = found.mask.sum(1).argsort(stable=True)
     parts = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer
+from edutools.checks import number, of_kind, several, typed
 from edutools.codebook import Codebook, embedding_of
 from edutools.facts import Fact
 from edutools.hooks import capture, evaluating, frozen
@@ -64,6 +65,7 @@ class GRACE:
         """
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("radius", "steps", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(
@@ -123,6 +125,8 @@ def memorize(
     Book: sec-context-methods
     """
     facts = _checked(facts)
+    of_kind("method", method, GRACE, "GRACE(layer=5)")
+    number("batch_size", batch_size, int, least=1)
     name = architecture_of(model).block(check_layer(model, method.layer))
     _check_module(codebook, name)
     rows = answer_rows(tokenizer, [f.text for f in facts], [f.target for f in facts])
@@ -210,12 +214,9 @@ def _held(book: Codebook, entry: int, fact: Fact) -> bool:
 
 
 def _checked(facts: Sequence[Fact]) -> list[Fact]:
-    facts = list(facts)
+    facts = several("facts", facts, Fact)
     if not facts:
         raise ValueError("Got no facts; memorize needs at least one Fact.")
-    for i, fact in enumerate(facts):
-        if not isinstance(fact, Fact):
-            raise TypeError(f"facts[{i}] must be a Fact; got {fact!r}.")
     return facts
 
 

@@ -42,6 +42,7 @@ class MEMITMerge(BatchMethod):
     """
 
     lam: float = 15_000.0
+    inverts: ClassVar[bool] = True
     bibtex: ClassVar[str] = """
         @article{dong2025merge,
           title = {{MEMIT-Merge}: Addressing {MEMIT}'s Key-Value Conflicts in

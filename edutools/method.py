@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import check_layer
 from edutools.change import Edit
+from edutools.checks import choice, shown
 from edutools.facts import Fact
 from edutools.moments import SecondMoment, check_moments
 from edutools.settings import preset_row, read, write
@@ -37,6 +38,7 @@ class Method(ABC):
     several: ClassVar[bool] = True  # whether it writes several facts at once
     needs_moments: ClassVar[bool] = True  # of the layers that `edited` names
     remembers: ClassVar[bool] = False  # whether it spares the keys of earlier edits
+    inverts: ClassVar[bool] = False  # whether its moments must have an inverse
 
     @abstractmethod
     def compute(
@@ -85,6 +87,8 @@ class Method(ABC):
         if self.needs_moments:
             check_moments(model, moments, layers, method=type(self).__name__)
             self._check_past(moments, layers)
+        for layer in layers if self.needs_moments and self.inverts else ():
+            _ = moments[layer].factor  # computed once, and needed in any case
 
     def _check_past(self, moments: Moments, layers: Sequence[int]) -> None:
         """Earlier keys are not ignored in silence."""
@@ -142,8 +146,11 @@ class Method(ABC):
         """The method that `to_dict` described.
 
         Raises:
+            TypeError: if the data are not a mapping, or a value has the wrong type.
             ValueError: if the method or a setting is unknown.
         """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"A method needs names and values; got {shown(data)}.")
         known = {kind.__name__: kind for kind in _concrete(Method)}
         name = data.get("method", cls.__name__)
         if name not in known or not issubclass(known[name], cls):
@@ -159,17 +166,3 @@ def _concrete(kind: type[Method]) -> list[type[Method]]:
 
 def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
-
-
-def choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a value that is not among the allowed ones.
-
-    Raises:
-        ValueError: names the field and lists what is allowed.
-
-    Book: sec-methods
-    """
-    if value not in allowed:
-        raise ValueError(
-            f"{name} is {value!r}; choose one of {', '.join(map(repr, allowed))}."
-        )

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.batch import EMMET, MEMIT
 from edutools.change import Edit, edit_info
+from edutools.checks import of_kind, several, tokenizes
 from edutools.facts import Fact
 from edutools.finetune import FineTune
 from edutools.merge import MEMITMerge
@@ -133,6 +134,7 @@ def _prepared(
 ) -> tuple[Method, Moments]:
     """The method and the moments that will be used; refuses lost subjects."""
     architecture_of(model)
+    tokenizes(tokenizer)
     locate(tokenizer, [fill(fact) for fact in facts])
     if not method.needs_moments:
         moments = {}
@@ -172,18 +174,10 @@ def _relative_norms(model: PreTrainedModel, change: Edit) -> dict[str, float]:
 
 
 def _checked(facts: Any, method: Any) -> list[Fact]:
-    if not isinstance(method, Method):
-        raise TypeError(
-            f"method must be a Method such as ROME(layer=5); got {method!r}."
-        )
-    if isinstance(facts, Fact):
-        raise TypeError("facts must be several facts, not one. Pass [fact].")
-    facts = list(facts)
+    of_kind("method", method, Method, "ROME(layer=5)")
+    facts = several("facts", facts, Fact)
     if not facts:
         raise ValueError("Got no facts; edit needs at least one Fact.")
-    for i, fact in enumerate(facts):
-        if not isinstance(fact, Fact):
-            raise TypeError(f"facts[{i}] must be a Fact; got {fact!r}.")
     return facts
 
 

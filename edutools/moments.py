@@ -6,7 +6,6 @@ identifies the model, so that those of another model are refused.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -14,10 +13,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer, oriented, submodule
+from edutools.checks import number, readable, several, tokenizes
 from edutools.hooks import capture, evaluating
 from edutools.prompts import Batch, pad, token_ids
 from edutools.provenance import fingerprint, provenance
-from edutools.secondmoment import SecondMoment
+from edutools.secondmoment import (
+    SecondMoment,
+    checked_moments,
+    load_moments,
+    save_moments,
+)
 
 __all__ = [
     "SecondMoment",
@@ -99,10 +104,10 @@ def second_moment(
             f"Give either layer=17 or layers=(3, 4, 5); got layer={layer!r} and "
             f"layers={layers!r}."
         )
-    if isinstance(texts, str):
-        raise TypeError("texts must be several texts, not one. Pass [text].")
-    wanted = [] if layer is None else [layer]
-    wanted += layers or []
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        several("texts", texts, str)  # refuses; a stream of texts is not held
+    number("batch_tokens", batch_tokens, int, least=1)
+    wanted = [layer] if layers is None else several("layers", layers, int)
     moments = {item: _start(model, tokenizer, item, dataset) for item in wanted}
     if not moments:
         raise ValueError("layers is empty. Give at least one layer.")
@@ -116,41 +121,6 @@ def second_moment(
         raise ValueError("The texts have no tokens. Give one that is not empty.")
     moments = {item: moment.to("cpu") for item, moment in moments.items()}
     return moments if layer is None else moments[layer]
-
-
-def save_moments(
-    moments: Mapping[int, SecondMoment],
-    folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float64,
-) -> None:
-    """Write one file per layer into a folder.
-
-    Book: sec-second-moment
-    """
-    for layer, moment in moments.items():
-        moment.save(Path(folder) / f"moment-{layer}.safetensors", dtype=dtype)
-
-
-def load_moments(folder: str | Path) -> dict[int, SecondMoment]:
-    """Read the moments of all layers that `save_moments` has written.
-
-    Raises:
-        FileNotFoundError: if the folder holds none.
-        ValueError: if a file is truncated, damaged or of another kind.
-
-    Book: sec-second-moment
-    """
-    files = {
-        int(path.stem.removeprefix("moment-")): path
-        for path in Path(folder).glob("moment-*.safetensors")
-    }
-    if not files:
-        raise FileNotFoundError(
-            f"No second moments in {str(folder)!r}. Measure them with second_moment "
-            "and keep them with save_moments."
-        )
-    return {layer: SecondMoment.load(files[layer]) for layer in sorted(files)}
 
 
 def identity_moment(model: PreTrainedModel, layer: int) -> SecondMoment:
@@ -191,7 +161,8 @@ def check_moments(
 
     Book: sec-second-moment
     """
-    missing = [layer for layer in layers if layer not in (moments or {})]
+    moments = checked_moments({} if moments is None else moments)
+    missing = [layer for layer in layers if layer not in moments]
     if missing:
         raise ValueError(
             f"{method} edits layers {list(layers)} but moments has none for {missing}. "
@@ -199,7 +170,7 @@ def check_moments(
             f"{f'layer={missing[0]}' if len(missing) == 1 else f'layers={missing}'})."
         )
     for layer in layers:
-        _check_origin(model, dict(moments or {})[layer], layer)
+        _check_origin(model, moments[layer], layer)
 
 
 def _check_origin(model: PreTrainedModel, moment: SecondMoment, layer: int) -> None:
@@ -220,6 +191,11 @@ def _check_origin(model: PreTrainedModel, moment: SecondMoment, layer: int) -> N
         raise ValueError(
             f"moments[{layer}] was measured at layer {moment.info['layer']}. Measure "
             f"it at layer {layer}."
+        )
+    if not moment.finite:
+        raise ValueError(
+            f"moments[{layer}] holds a NaN or an infinity. Measure it again, with the "
+            "model in float32 or bfloat16."
         )
     if moment.count < d_in:
         raise ValueError(
@@ -250,6 +226,7 @@ def _start(
     layer: int,
     dataset: str,
 ) -> SecondMoment:
+    tokenizes(tokenizer)
     info = _origin(model, check_layer(model, layer)) | {
         "tokenizer": f"{type(tokenizer).__name__} of {len(tokenizer)} tokens",
         "dataset": dataset,
@@ -263,6 +240,7 @@ def _updated(
 ) -> dict[int, SecondMoment]:
     """The moments that have also seen this batch, from one pass."""
     names = {layer: moment.info["module"] for layer, moment in moments.items()}
+    readable(model, batch.ids)
     with (
         evaluating(model),
         capture(model, names.values(), inputs=True, stop=True) as seen,

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.attribution import Neurons, attribute, check_share
 from edutools.change import Edit, edit_info
+from edutools.checks import typed
 from edutools.facts import Fact
 from edutools.hooks import patch
 from edutools.prompts import target_ids
@@ -66,6 +67,7 @@ class KnowledgeNeurons:
         """
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("steps", "top"):
             if getattr(self, name) < 1:
                 raise ValueError(

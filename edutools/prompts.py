@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import readable, several, tokenizes
 from edutools.facts import SLOT, Fact, SubjectNotFound
 
 
@@ -105,7 +106,8 @@ def token_ids(
 
     Book: sec-facts
     """
-    texts = list(texts)
+    tokenizes(tokenizer)
+    texts = several("texts", texts, str)
     if not texts:
         return []
     rows: list[list[int]] = tokenizer(texts, verbose=False).input_ids
@@ -123,15 +125,14 @@ def pad(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Ba
 
     Book: sec-facts
     """
-    for index, row in enumerate(rows):
-        if not len(row):
-            raise ValueError(f"Text {index} is empty: it has no tokens. Leave it out.")
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # masked in any case
     filler = next(int(token) for token in known if isinstance(token, int))
     width = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), width), filler, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
+        if not len(row):
+            raise ValueError(f"Text {index} is empty: it has no tokens. Leave it out.")
         ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[index, : len(row)] = 1
     return Batch(ids, mask)
@@ -172,9 +173,8 @@ def target_ids(
     continuation = " " + target.strip()
     prompt = prompt.rstrip() or "a"
     texts = [prompt, prompt + continuation, continuation]
-    start, whole, alone = tokenizer(
-        texts, add_special_tokens=False, verbose=False
-    ).input_ids
+    coded = tokenizer(texts, add_special_tokens=False, verbose=False)
+    start, whole, alone = coded.input_ids
     ids = whole[len(start) :] if whole[: len(start)] == start else alone
     if not ids:
         raise ValueError(
@@ -291,8 +291,8 @@ def _next_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch
 ) -> Float[Tensor, "batch vocab"]:
     """Logits of the next token on the CPU; special and unknown ids are excluded."""
-    batch = batch.to(model.device)
-    logits = model(**batch.inputs, use_cache=False).logits
+    readable(model, batch.ids)
+    logits = model(**batch.to(model.device).inputs, use_cache=False).logits
     last = logits[torch.arange(len(batch)), batch.lengths - 1].float().cpu()
     last = last[:, : len(tokenizer)]
     special = [token for token in tokenizer.all_special_ids if token < last.shape[1]]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, oriented, submodule
 from edutools.change import Edit
+from edutools.checks import typed
 from edutools.factored import Cholesky
 from edutools.facts import Fact
 from edutools.keyvalue import BARE, ValueSearch, keys
@@ -50,6 +51,7 @@ class ROME(Method):
         default_factory=lambda: ValueSearch(site="mlp", steps=20, clamp=4.0)
     )
     several: ClassVar[bool] = False
+    inverts: ClassVar[bool] = True
     bibtex: ClassVar[str] = """
         @inproceedings{meng2022rome,
           title = {Locating and Editing Factual Associations in {GPT}},
@@ -63,6 +65,7 @@ class ROME(Method):
         """
 
     def __post_init__(self) -> None:
+        typed(self)
         choice("ROME.key", self.key, KEYS)
         choice("ROME.covariance", self.covariance, COVARIANCES)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from edutools.checks import several, tokenizes
 from edutools.facts import Fact
 from edutools.prompts import Prompt, fill, pad, target_ids, token_ids
 
@@ -66,6 +67,9 @@ def answer_rows(
 
     Book: sec-evaluation-conventions
     """
+    tokenizes(tokenizer)
+    prompts = several("prompts", prompts, str)
+    answers = several("answers", answers, str)
     if len(prompts) != len(answers):
         raise ValueError(
             f"Got {len(prompts)} prompts and {len(answers)} answers; each prompt "

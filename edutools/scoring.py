@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, n_layers, submodule
+from edutools.checks import number, readable, several
 from edutools.hooks import Seen, capture, evaluating
 from edutools.rows import AnswerRows, answer_rows
 
@@ -113,14 +114,10 @@ def run(
     """Send padded rows through the model on its own device, without a cache.
 
     Raises:
-        ValueError: if a row is longer than what the model can read.
+        ValueError: if a row is longer than what the model can read, or holds a token
+            that it does not know.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and ids.shape[1] > limit:
-        raise ValueError(
-            f"A text with its answer has {ids.shape[1]} tokens; this model reads at "
-            f"most {limit}. Shorten the prompt or the contexts in front of it."
-        )
+    readable(model, ids)
     seen.run(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
@@ -154,6 +151,8 @@ def score(
 
     Book: sec-evaluation-conventions
     """
+    prompts = several("prompts", prompts, str)
+    answers = several("answers", answers, str)
     if not prompts and not answers:
         return Scores(torch.zeros(0), torch.zeros(0, dtype=torch.long), ())
     rows = answer_rows(tokenizer, prompts, answers)
@@ -165,8 +164,12 @@ def score_rows(
 ) -> Scores:
     """Score answers that are laid out as token rows already; see `score`.
 
+    Raises:
+        RuntimeError: if a probability is nan.
+
     Book: sec-evaluation-conventions
     """
+    number("batch_size", batch_size, int, least=1)
     order = rows.mask.sum(1).argsort(stable=True)
     joint = torch.zeros(len(rows.ids))
     best = torch.zeros_like(rows.labels)
@@ -176,6 +179,11 @@ def score_rows(
             logp, choice = _log_probs(model, batch)
             joint[part] = (logp * batch.valid).sum(1)
             best[part, : choice.shape[1]] = choice
+    if bool(joint.isnan().any()):
+        raise RuntimeError(
+            "The model's probabilities are not numbers (nan). Look whether its weights "
+            "are finite; float16 overflows easily, bfloat16 and float32 do not."
+        )
     each = list(zip(best, rows.labels, rows.valid, strict=True))
     return Scores(
         joint=joint,

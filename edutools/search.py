@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import check_layer, n_layers
+from edutools.checks import number
 from edutools.facts import Fact
 from edutools.hooks import evaluating, frozen
 from edutools.keyvalue import ValueSearch, beginning
@@ -116,6 +117,7 @@ def target_states(
             f"Layer {layer} is the last one: what is written there at the subject "
             "cannot reach the answer. Choose an earlier layer."
         )
+    number("batch_size", batch_size, int, least=1)
     contexts = search.contexts.texts(model, tokenizer)
     objective = Objective.at(model, layer, search)
     groups = _checked_groups(facts, groups)

@@ -13,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edutools.checks import of_kind, shown
 from edutools.corners import Spectrum, spectrum
 from edutools.factored import Cholesky, cholesky
+from edutools.places import a_file, a_path
 
-__all__ = ["SecondMoment"]
+__all__ = ["SecondMoment", "checked_moments", "load_moments", "save_moments"]
 
 FORMAT = "edutools second moment 1"
 SAME = ("model_type", "module", "layer", "weight", "embedding")
@@ -79,6 +81,12 @@ class SecondMoment:
         """The eigenvalues and eigenvectors of C, computed once."""
         return spectrum(self.value, f"The second moment of {self.place}")
 
+    @cached_property
+    def finite(self) -> bool:
+        """Whether no number in it is nan or infinite."""
+        known = (self.total,) if self.past is None else (self.total, self.past)
+        return all(bool(part.isfinite().all()) for part in known)
+
     @property
     def place(self) -> str:
         """Layer and model, in words."""
@@ -97,9 +105,18 @@ class SecondMoment:
         Args:
             keys: one key per token.
             mask: 0 for tokens that do not count (padding).
+
+        Raises:
+            ValueError: if the keys have another size, or are not finite.
         """
         rows = keys.flatten(0, -2) if mask is None else keys[mask.bool()]
         rows = rows.detach().float()
+        self._check_size(rows.shape[-1])
+        if not bool(rows.isfinite().all()):
+            raise ValueError(
+                f"The keys of {self.place} hold a NaN or an infinity. Load the model "
+                "in float32 or bfloat16, and look whether its weights are finite."
+            )
         total = self.total.to(rows.device) + (rows.T @ rows).double()
         return replace(self, total=total, count=self.count + len(rows))
 
@@ -111,17 +128,20 @@ class SecondMoment:
         Raises:
             ValueError: if the keys have another size.
         """
-        if len(keys) != len(self.total):
-            raise ValueError(
-                f"Keys of size {len(keys)} do not belong to {self}. Take those of the "
-                "same layer of the same model, one per column."
-            )
+        self._check_size(len(keys))
         keys = keys.detach().double()
         past = keys if self.past is None else torch.cat([self.past.to(keys), keys], 1)
         grown = replace(self, past=past, info={**self.info, "past": past.shape[1]})
         known = {"factor", "spectrum"} & self.__dict__.keys()
         grown.__dict__.update({name: self.__dict__[name] for name in known})
         return grown
+
+    def _check_size(self, size: int) -> None:
+        if size != len(self.total):
+            raise ValueError(
+                f"Keys of size {size} do not belong to {self}. Take those of the same "
+                "layer of the same model."
+            )
 
     def merge(self, other: "SecondMoment") -> "SecondMoment":
         """The moment over the tokens of both.
@@ -154,10 +174,18 @@ class SecondMoment:
             path: the file; it appears only when it is complete.
             dtype: float32 halves the file and rounds C to seven digits.
 
+        Raises:
+            ValueError: if the dtype is neither float64 nor float32.
+            OSError: if the file cannot be written.
+
         Book: sec-second-moment
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if dtype not in (torch.float64, torch.float32):
+            raise ValueError(
+                f"A second moment is kept in float64 or float32; got dtype={dtype}. "
+                "Others would lose its inverse."
+            )
+        path = a_file(path)
         metadata = {
             "format": FORMAT,
             "count": str(self.count),
@@ -181,7 +209,7 @@ class SecondMoment:
 
         Book: sec-second-moment
         """
-        path = Path(path)
+        path = a_path("path", path)
         if not path.is_file():
             raise FileNotFoundError(
                 f"No second moment at {str(path)!r}. Measure one with second_moment "
@@ -190,22 +218,81 @@ class SecondMoment:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                known = file.keys() if metadata.get("format") else ()
+                known = file.keys() if metadata.get("format") == FORMAT else ()
                 found = {name: file.get_tensor(name).double() for name in known}
-        except SafetensorError as error:
+            if found:
+                return cls._read(found, metadata)
+        except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(
                 f"{path.name} ({path.stat().st_size} bytes) is truncated or damaged "
                 f"({error}). Copy it again, or measure the second moment anew."
             ) from None
-        if metadata.get("format") != FORMAT or "total" not in found:
-            raise ValueError(
-                f"{path.name} is not a second moment: its format is "
-                f"{metadata.get('format')!r}, not {FORMAT!r}. Give one that save wrote."
-            )
-        info = json.loads(metadata["info"])
-        return cls(found["total"], int(metadata["count"]), info, found.get("past"))
+        raise ValueError(
+            f"{path.name} is not a second moment: its format is "
+            f"{metadata.get('format')!r}, not {FORMAT!r}. Give one that save wrote."
+        )
+
+    @classmethod
+    def _read(
+        cls,
+        found: Mapping[str, Float[Tensor, "..."]],
+        metadata: Mapping[str, str],
+    ) -> "SecondMoment":
+        total, info = found["total"], json.loads(metadata["info"])
+        if not isinstance(info, dict) or total.shape != (len(total),) * 2:
+            raise ValueError(f"shape {tuple(total.shape)}, origin {shown(info)}")
+        return cls(total, int(metadata["count"]), info, found.get("past"))
 
     def __repr__(self) -> str:
         size = len(self.total)
         past = "" if self.past is None else f", {self.past.shape[1]} earlier keys"
         return f"SecondMoment({size} x {size}, {self.count} tokens, {self.place}{past})"
+
+
+def save_moments(
+    moments: Mapping[int, SecondMoment],
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Write one file per layer into a folder.
+
+    Book: sec-second-moment
+    """
+    path = a_path("folder", folder)
+    for layer, moment in checked_moments(moments).items():
+        moment.save(path / f"moment-{layer}.safetensors", dtype=dtype)
+
+
+def load_moments(folder: str | Path) -> dict[int, SecondMoment]:
+    """Read the moments of all layers that `save_moments` has written.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+        ValueError: if a file is truncated, damaged or of another kind.
+
+    Book: sec-second-moment
+    """
+    files = {
+        int(path.stem.removeprefix("moment-")): path
+        for path in a_path("folder", folder).glob("moment-*.safetensors")
+        if path.stem.removeprefix("moment-").isdecimal()
+    }
+    if not files:
+        raise FileNotFoundError(
+            f"No second moments in {str(folder)!r}. Measure them with second_moment "
+            "and keep them with save_moments."
+        )
+    return {layer: SecondMoment.load(files[layer]) for layer in sorted(files)}
+
+
+def checked_moments(moments: Any) -> Mapping[int, SecondMoment]:
+    """The moments, if they are moments by layer.
+
+    Raises:
+        TypeError: if they are something else.
+    """
+    of_kind("moments", moments, Mapping, "{5: moment}")
+    for layer, moment in moments.items():
+        of_kind(f"moments[{layer!r}]", moment, SecondMoment, "second_moment measures")
+    return moments

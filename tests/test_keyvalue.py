@@ -324,7 +324,7 @@ def test_the_record_is_short_and_plain(taught):
         ({"kl": -1.0}, "kl is -1.0; it must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"lr": 0.0}, "lr is 0.0; it must be positive"),
-        ({"clamp": float("nan")}, "clamp is nan; it must be positive"),
+        ({"clamp": float("nan")}, "clamp is nan; it must be a finite number"),
     ],
 )
 def test_senseless_searches_are_refused(settings, message):
