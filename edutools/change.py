@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edutools.arch import oriented, submodule
 from edutools.folder import load_folder, push_folder, save_folder
-from edutools.provenance import fingerprint, provenance
+from edutools.provenance import fingerprints, provenance
 from edutools.solve import LowRank
 
 __all__ = ["Edit", "edit_info"]
@@ -185,7 +185,8 @@ class Edit:
                     f"model has {tuple(weight.shape)}. Load the model it was made for."
                 )
             states = [weight, *(entry[name] for entry in stack if name in entry)]
-            if name in known and known[name] not in map(fingerprint, states):
+            marks = {mark for state in states for mark in fingerprints(state)}
+            if name in known and marks.isdisjoint(known[name]):
                 made_for = self.info.get("model") or "another model"
                 raise ValueError(
                     f"This edit was made for {made_for!r} (revision "
@@ -211,7 +212,7 @@ def edit_info(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Any]:
     modules = {name: submodule(model, name) for name in names}
     return provenance(model) | {
         "fingerprints": {
-            name: fingerprint(oriented(module)) for name, module in modules.items()
+            name: fingerprints(oriented(module)) for name, module in modules.items()
         },
         "transposed": [
             name for name, module in modules.items() if isinstance(module, Conv1D)

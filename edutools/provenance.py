@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-__all__ = ["fingerprint", "provenance"]
+__all__ = ["fingerprint", "fingerprints", "provenance"]
 
 SAMPLE = 2**20
 
@@ -32,6 +32,22 @@ def fingerprint(weight: Shaped[Tensor, "..."]) -> str:
     values = weight.detach().flatten()[::stride].to(torch.bfloat16).cpu().contiguous()
     data = values.view(torch.int16).numpy().tobytes()
     return hashlib.sha256(str(tuple(weight.shape)).encode() + data).hexdigest()[:16]
+
+
+def fingerprints(weight: Shaped[Tensor, "..."]) -> list[str]:
+    """Return the fingerprints of a weight as it is and as float16 keeps it.
+
+    A weight is recognised in another precision if the two lists share one; only between
+    float16 and bfloat16 they need not.
+
+    Book: sec-edits-as-values
+
+    >>> w = torch.tensor([[1.00391, 2.0]])
+    >>> half = fingerprint(w.half())
+    >>> half == fingerprint(w), half in fingerprints(w)
+    (False, True)
+    """
+    return [fingerprint(weight), fingerprint(weight.to(torch.float16))]
 
 
 def provenance(model: PreTrainedModel) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from edutools.arch import (
     oriented,
     submodule,
 )
-from edutools.provenance import fingerprint, provenance
+from edutools.provenance import fingerprint, fingerprints, provenance
 from edutools.testing import TINY, tiny_model, tiny_tokenizer
 
 SMALL = {
@@ -257,6 +257,9 @@ def test_fingerprints_tell_weights_apart_but_not_precisions():
     weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
     assert fingerprint(weight) == fingerprint(weight.clone())
     assert fingerprint(weight) == fingerprint(weight.bfloat16())
+    assert fingerprint(weight) != fingerprint(weight.half())
+    assert set(fingerprints(weight)) & set(fingerprints(weight.half()))
+    assert not set(fingerprints(weight)) & set(fingerprints(weight.T))
     assert fingerprint(weight) != fingerprint(weight.T)
     changed = weight.clone()
     changed[7, 3] += 1

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 
 import peft
 import pytest
@@ -11,10 +12,19 @@ from transformers import PreTrainedModel
 
 from edutools import change, folder
 from edutools.arch import architecture_of
+from edutools.batch import MEMIT
 from edutools.change import Edit, edit_info
+from edutools.methods import edit
 from edutools.prompts import encode
+from edutools.rome import ROME
 from edutools.solve import LowRank
-from edutools.testing import TINY, tiny_model, tiny_tokenizer
+from edutools.testing import (
+    TINY,
+    TINY_FACTS,
+    taught_model,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 # What PEFT asks of transformers has been renamed there; not ours to mend.
 PEFT = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -173,6 +183,10 @@ def test_an_application_that_fails_half_way_leaves_the_model_whole():
         broken.apply_(model)
     assert same(model, before)
     undo = edit.apply_(model)  # and the next one is the last one
+    between = bits(model)
+    with pytest.raises(MemoryError):
+        broken.apply_(model)
+    assert same(model, between)
     undo()
     assert same(model, before)
 
@@ -213,6 +227,21 @@ def test_two_names_of_one_weight_are_restored_in_reverse():
     with Edit({"a": one, "b": one}).applied(net):
         assert torch.equal(net.a.weight, before + 1 + 1)
     assert torch.equal(net.a.weight, before)
+
+
+def test_a_weight_that_two_edited_modules_share_is_changed_by_both():
+    model = tiny_model("gptj")
+    first, second = (model.transformer.h[i].mlp.fc_out for i in (0, 1))
+    second.weight = first.weight
+    before = bits(model)
+    edit = random_edit(model)
+    with edit.applied(model):
+        both = sum(delta.dense() for delta in edit.deltas.values())
+        torch.testing.assert_close(
+            first.weight.detach(), before["transformer.h.0.mlp.fc_out.weight"] + both
+        )
+        assert second.weight is first.weight
+    assert same(model, before)
 
 
 def test_gradients_and_parameters_survive_an_application():
@@ -260,6 +289,34 @@ def test_a_sum_does_what_both_do():
     assert total.norms()[name] == pytest.approx(float(delta.dense().norm()), rel=1e-5)
 
 
+def test_a_sum_joins_different_modules():
+    """What only one of them changes, it changes alone."""
+    model = tiny_model("llama")
+    one, two = random_edit(model, (2,)), random_edit(model, (1, 3), seed=1)
+    total = one + two
+    names = [architecture_of(model).write(layer) for layer in (0, 1)]
+    assert {name: delta.rank for name, delta in total.deltas.items()} == {
+        names[0]: 3,
+        names[1]: 3,
+    }
+    assert total.deltas[names[1]].equal(two.deltas[names[1]])
+    assert {n: d.rank for n, d in one.deltas.items()} == {names[0]: 2}  # as it was
+    with total.applied(model):
+        together = bits(model)
+    with one.applied(model), two.applied(model):
+        after = model.state_dict()
+        for name, weight in together.items():
+            torch.testing.assert_close(after[name], weight)
+
+
+def test_changes_of_different_shapes_do_not_add_up():
+    one, other = random_edit(tiny_model("gptj")), random_edit(tiny_model("llama"))
+    name = next(iter(one.deltas))
+    wrong = Edit({name: next(iter(other.deltas.values()))})
+    with pytest.raises(ValueError, match=r"\(16, 32\) and \(16, 24\) cannot be added"):
+        one + wrong
+
+
 def test_sums_remember_their_parts_and_the_first_fingerprints():
     model = tiny_model("gptj")
     before = bits(model)
@@ -292,10 +349,46 @@ def test_an_edit_of_other_weights_is_refused():
     assert same(other, before)
 
 
-def test_the_same_model_in_half_precision_is_recognised():
-    edit = random_edit(tiny_model("llama"))
-    with edit.applied(tiny_model("llama").bfloat16()):
+def test_one_other_weight_is_enough_to_refuse():
+    """Also if the first edited layers agree; nothing has been changed by then."""
+    model = tiny_model("gptj")
+    edit = random_edit(model)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.fc_out.weight[0] += 1
+    before = bits(model)
+    with pytest.raises(ValueError, match=r"layer transformer\.h\.1\.mlp\.fc_out of"):
+        edit.apply_(model)
+    assert same(model, before)
+
+
+def test_an_edit_from_a_folder_knows_its_model_too(tmp_path):
+    random_edit(tiny_model("gptj")).save_pretrained(tmp_path)
+    loaded, other = Edit.from_pretrained(tmp_path), tiny_model("gptj", seed=1)
+    with loaded.applied(tiny_model("gptj")):
         pass
+    with pytest.raises(ValueError, match="This edit was made for"):
+        loaded.apply_(other)
+    with loaded.applied(other, strict=False):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("made", "applied"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float16, torch.float16),
+    ],
+)
+def test_the_same_model_in_another_precision_is_recognised(made, applied):
+    """Rounding to float16 on the way to bfloat16 moves some weights: both are kept."""
+    edit = random_edit(tiny_model("llama").to(made))
+    with edit.applied(tiny_model("llama").to(applied)):
+        pass
+    with pytest.raises(ValueError, match="made for"):
+        edit.apply_(tiny_model("llama", seed=1).to(applied))
 
 
 def test_an_edit_may_be_applied_on_top_of_another():
@@ -365,6 +458,32 @@ def test_peft_loads_the_folder_and_gives_the_same_logits(kind, ranks, tmp_path):
         assert torch.equal(logits(adapted, kind), plain)
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(logits(merged, kind), edited, rtol=1e-4, atol=1e-3)
+
+
+@PEFT
+@pytest.mark.parametrize("kind", ["gpt2", "gptj", "llama"])
+def test_peft_loads_what_a_method_has_written_and_its_sums(kind, tmp_path):
+    """As `edit` makes them, with facts and method in the record; tied heads too."""
+    model, tokenizer = taught_model(kind), tiny_tokenizer(kind)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == (
+        kind == "gpt2"
+    )
+    total = Edit({})
+    for fact, method in zip(
+        TINY_FACTS, (ROME(layer=1), MEMIT(layers=(0, 1), lam=1.0)), strict=False
+    ):
+        method = replace(method, covariance="identity")
+        total = total + edit(model, tokenizer, [fact], method=method)
+    assert sorted(delta.rank for delta in total.deltas.values()) == [1, 2]
+    total.save_pretrained(tmp_path)
+    plain = logits(model, kind)
+    with total.applied(model):
+        edited = logits(model, kind)
+    assert (edited - plain).abs().max() > 0.1
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path)
+    torch.testing.assert_close(logits(adapted, kind), edited, rtol=1e-4, atol=1e-3)
+    with adapted.disable_adapter():
+        assert torch.equal(logits(adapted, kind), plain)
 
 
 @PEFT
