@@ -84,8 +84,8 @@ def check_method(
 
     The model stays as it was; the same call gives the same edit; undo restores every
     bit, also in bfloat16 and float16 and when an exception flies; saving and loading
-    change nothing; the targets become more probable; missing moments are refused by
-    name.
+    change nothing; the targets become more probable; missing moments that a method
+    needs are refused by name.
 
     Args:
         method: with layers that a model of three layers has, the last one excluded.
