@@ -15,6 +15,8 @@ from edutools.arch import architecture_of
 from edutools.batch import MEMIT
 from edutools.change import Edit, edit_info
 from edutools.methods import edit
+from edutools.moments import identity_moment
+from edutools.objective import Objective
 from edutools.prompts import encode
 from edutools.rome import ROME
 from edutools.solve import LowRank
@@ -189,6 +191,45 @@ def test_an_application_that_fails_half_way_leaves_the_model_whole():
     assert same(model, between)
     undo()
     assert same(model, before)
+
+
+def everything(model: nn.Module) -> list:
+    """What an edit must leave alone besides the weights' values."""
+    parameters = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    modules = [
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
+        for m in model.modules()
+    ]
+    return [*parameters, *modules, list(model.__dict__.get("_applied_edits", ()))]
+
+
+@pytest.mark.parametrize("moment", ["search", "second layer"])
+def test_making_an_edit_that_fails_leaves_the_model_whole(monkeypatch, moment):
+    """In the search, and when the first of two layers has been written already."""
+    model, tokenizer = taught_model("gptj").train(), tiny_tokenizer("gptj")
+    moments = {layer: identity_moment(model, layer) for layer in (0, 1)}
+    method = MEMIT(layers=(0, 1), lam=1.0)
+    before, state = bits(model), everything(model)
+    if moment == "search":
+        calls = iter(range(3))
+        plain = Objective.losses
+
+        def interrupted(*args):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return plain(*args)
+
+        monkeypatch.setattr(Objective, "losses", interrupted)
+    else:  # enough tokens, but all alike
+        flat = torch.ones(32, 32, dtype=torch.float64)
+        moments[1] = replace(moments[1], total=flat)
+    with pytest.raises((KeyboardInterrupt, ValueError)) as error:
+        edit(model, tokenizer, TINY_FACTS[:1], method=method, moments=moments)
+    assert same(model, before)
+    assert everything(model) == state
+    if moment != "search":
+        assert "layer 1" in str(error.value)
+        assert "not positive definite" in str(error.value)
 
 
 def test_overflow_is_refused_and_leaves_the_model_whole():
