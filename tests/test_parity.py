@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 
 import pytest
@@ -26,12 +26,19 @@ from edutools.change import Edit
 from edutools.contexts import BARE, Contexts
 from edutools.factors import Factors, gradient_factors
 from edutools.facts import Case, Fact
-from edutools.hooks import patch
+from edutools.hooks import capture, patch
 from edutools.keyvalue import ValueSearch, at_subject, keys, site_name, states
 from edutools.mend import MEND
 from edutools.methods import edit
 from edutools.moments import second_moment
-from edutools.prompts import Prompt, fill, subject_span, target_ids, token_ids
+from edutools.prompts import (
+    Prompt,
+    encode,
+    fill,
+    subject_span,
+    target_ids,
+    token_ids,
+)
 from edutools.rome import ROME
 from edutools.rows import answer_rows
 from edutools.scoring import score
@@ -236,6 +243,25 @@ def test_keys_and_states(keys_file, table):
         table.differs("keys, mean in place of grouped", keys_file.kind, size, MEASURED)
     if not keys_file.layers:
         pytest.skip("no keys in this folder")
+
+
+def test_keys_where_the_original_reads_them(keys_file, table):
+    """At the same token; with an automatic BOS one later, which is another key."""
+    model, tokenizer = keys_file.both
+    for layer, (i, fact) in product(keys_file.layers, enumerate(keys_file.facts)):
+        before, _, _ = fact.prompt.partition("{}")
+        if before and not before.endswith(" "):
+            continue  # refused there
+        at = counted_apart(tokenizer, fact.prompt, fact.subject)["last"]
+        write = architecture_of(model).write(layer)
+        with torch.no_grad(), capture(model, write, inputs=True) as seen:
+            model(**encode(tokenizer, [fact.text]).inputs)
+        wanted = keys_file.tensor(f"layer{layer}.key_prompt_only")[i]
+        error, kind = relative(seen[write][0, at], wanted), keys_file.kind
+        if at == fill(fact).span(tokenizer)[1] - 1:
+            table.check("key_prompt_only by ROME's rule", kind, error, MEASURED)
+        else:
+            table.differs("key by ROME's rule, BOS", kind, error, MEASURED)
 
 
 @cache
