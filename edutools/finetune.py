@@ -225,7 +225,7 @@ class FineTune(Method):
 @contextmanager
 def _rewritten(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
     """Run named linear maps with other weights; the model's own stay untouched."""
-    with capture(model, weights, inputs=True) as reads:
+    with capture(model, list(weights), inputs=True) as reads:
 
         def output(name: str) -> Callable[[Tensor], Tensor]:
             bias = getattr(submodule(model, name), "bias", None)
