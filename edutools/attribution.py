@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, n_layers
+from edutools.checks import number, several
 from edutools.hooks import capture, evaluating, frozen, patch
 from edutools.rows import AnswerRows, answer_rows
 from edutools.scoring import answer_log_probs, run
@@ -113,6 +114,9 @@ def attribute(
         paper's, from k = 1 to m; the released code goes from 0 to m - 1.
     Book: sec-context-methods
     """
+    prompts = several("prompts", prompts, str)
+    number("steps", steps, int)
+    number("batch_size", batch_size, int, least=1)
     if not prompts or steps < 1:
         raise ValueError(
             f"attribute needs at least one prompt and one step; got {len(prompts)} "
@@ -187,5 +191,6 @@ def check_share(name: str, value: float) -> None:
     Raises:
         ValueError: if it is not between 0 and 1.
     """
+    number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value}; it must be between 0 and 1.")

@@ -45,8 +45,8 @@ def shown(value: Any) -> str:
 
     Book: sec-errors
 
-    >>> shown(list(range(100)))
-    '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 2 ...'
+    >>> len(shown(list(range(100)))), shown("a\\nb")
+    (84, "'a\\\\nb'")
     """
     text = " ".join(repr(value).split())
     return text if len(text) <= SHOWN else f"{text[:SHOWN].rstrip(' ,')} ..."

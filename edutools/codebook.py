@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from edutools.arch import architecture_of, submodule
 from edutools.hooks import capture, patch
+from edutools.places import a_file, a_path
 from edutools.provenance import fingerprint
 
 __all__ = ["Codebook", "embedding_of"]
@@ -178,8 +179,7 @@ class Codebook:
 
         Book: sec-context-methods
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = a_file(path)
         names = ("keys", "values", "radii")
         tensors = {name: getattr(self, name).cpu().contiguous() for name in names}
         told = {"module": self.module, "targets": self.targets, "info": dict(self.info)}
@@ -197,7 +197,7 @@ class Codebook:
 
         Book: sec-context-methods
         """
-        path = Path(path)
+        path = a_path("path", path)
         if not path.is_file():
             raise FileNotFoundError(
                 f"No codebook at {str(path)!r}. Write one with memorize and keep it "
@@ -207,20 +207,25 @@ class Codebook:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
+            if metadata.get("format") == FORMAT:
+                return cls._read(tensors, metadata)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(
                 f"{path.name} ({path.stat().st_size} bytes) is truncated or damaged "
                 f"({error}). Copy it again, or write the codebook anew."
             ) from None
-        if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{path.name} is not a codebook: its format is "
-                f"{metadata.get('format')!r}, not {FORMAT!r}. Give one that save wrote."
-            )
-        told = json.loads(metadata["told"])
-        return cls(
-            told["module"], **tensors, targets=tuple(told["targets"]), info=told["info"]
+        raise ValueError(
+            f"{path.name} is not a codebook: its format is "
+            f"{metadata.get('format')!r}, not {FORMAT!r}. Give one that save wrote."
         )
+
+    @classmethod
+    def _read(
+        cls, tensors: Mapping[str, Float[Tensor, "..."]], metadata: Mapping[str, str]
+    ) -> "Codebook":
+        told = json.loads(metadata["told"])
+        module, targets, info = told["module"], tuple(told["targets"]), told["info"]
+        return cls(module, **tensors, targets=targets, info=info)
 
     def __repr__(self) -> str:
         return f"Codebook({self.module}, {len(self)} entries)"

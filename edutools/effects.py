@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from edutools.checks import several
 from edutools.facts import Fact
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ def average_effect(traces: Sequence[Trace]) -> MeanEffect:
     Source: Meng et al. 2022 (ROME), figure 2 and appendix B.
     Book: sec-tracing-average
     """
+    traces = several("traces", traces, Trace)
     kinds = {(t.kind, t.window, t.severed, t.effect.shape[1]) for t in traces}
     if len(kinds) != 1:
         raise ValueError(

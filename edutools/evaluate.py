@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import of_kind, several
 from edutools.facts import Case
 from edutools.fluency import Tfidf
 from edutools.generation import Generation
@@ -84,8 +85,11 @@ def evaluate(
     Source: Meng et al. 2022 (ROME), section 3.4 and appendix.
     Book: sec-evaluation-report
     """
+    cases = several("cases", cases, Case)
     if not cases:
         raise ValueError("Got no cases; evaluate needs at least one Case.")
+    if generation is not None:
+        of_kind("generation", generation, Generation, "Generation()")
     if generation is None and references is not None:
         raise ValueError(
             "references are compared with what the model writes. Pass "

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from edutools.checks import number
 from edutools.evaluate import harmonic_mean
 from edutools.solve import LowRank, rome_update
 
@@ -75,6 +76,8 @@ def _diagnose(
     if got.shape != right.shape:
         wanted, found = tuple(right.shape), tuple(got.shape)
         return Feedback(False, f"the result has shape {found}; {wanted} was expected.")
+    if not bool(got.isfinite().all()):
+        return Feedback(False, "the result holds a NaN or an infinity.")
     off = float((got.double() - right).norm() / right.norm())
     return Feedback(
         False, f"the shape is right, the numbers are not (relative error {off:.1g})."
@@ -129,6 +132,7 @@ def check_rome_update(function: Callable, *, seed: int = 0) -> Feedback:
 
     Book: sec-exercises
     """
+    number("seed", seed, int)
     generator = torch.Generator().manual_seed(seed)
     for d_out, d_in in ((4, 4), (3, 7), (8, 5)):
         inputs = _rome_inputs(d_out, d_in, generator)

@@ -13,6 +13,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from edutools.arch import submodule
+from edutools.checks import several, shown
 
 __all__ = ["Seen", "capture", "evaluating", "frozen", "patch"]
 
@@ -81,7 +82,7 @@ def capture(
     >>> seen["1"].shape
     torch.Size([2, 3, 4])
     """
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = [names] if isinstance(names, str) else several("names", names, str)
     seen = Seen(model)
 
     def record(name: str, value: AnyTensor) -> None:
@@ -135,6 +136,11 @@ def patch(
     ...     net(torch.zeros(2))
     tensor([1., 1.])
     """
+    if not isinstance(changes, Mapping) or not all(map(callable, changes.values())):
+        raise TypeError(
+            "changes must hold a function for each module name, as {'lm_head': "
+            f"torch.relu}}; got {shown(changes)}."
+        )
     # Hooks that transformers leaves behind record outputs: we must come first.
     with ExitStack() as hooks:
         for name, change in changes.items():

@@ -127,6 +127,8 @@ class Method(ABC):
         Raises:
             ValueError: if there is none; lists those there are.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"name must be text such as 'ROME'; got {shown(name)}.")
         known = {kind.__name__: kind for kind in _concrete(Method)}
         plain = {_plain(full): kind for full, kind in known.items()}
         if _plain(name) not in plain:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.attribution import Neurons, attribute, check_share
 from edutools.change import Edit, edit_info
-from edutools.checks import typed
+from edutools.checks import number, several, shown, typed
 from edutools.facts import Fact
 from edutools.hooks import patch
 from edutools.prompts import target_ids
@@ -110,6 +110,7 @@ def find_neurons(
     Book: sec-context-methods
     """
     how = settings or KnowledgeNeurons()
+    prompts = several("prompts", prompts, str)
     answers = [answer] * len(prompts)
     found = attribute(model, tokenizer, prompts, answers, steps=how.steps)
     return found.shared(threshold=how.threshold, share=how.share)[: how.top]
@@ -154,6 +155,7 @@ def amplify(
     Source: Dai et al. 2022, section 4.5.
     Book: sec-context-methods
     """
+    number("factor", factor)
     with _scaled(model, neurons, factor):
         yield
 
@@ -244,6 +246,17 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> tuple[int, 
     return old, new
 
 
+def _pairs(neurons: Neurons) -> list[tuple[int, int]]:
+    for pair in neurons:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(
+                "A neuron is a pair of layer and index, such as (5, 120); got "
+                f"{shown(pair)}."
+            )
+        number("The index of a neuron", pair[1], int)
+    return [(layer, index) for layer, index in neurons]
+
+
 def _by_layer(model: PreTrainedModel, neurons: Neurons) -> dict[int, list[int]]:
     """The indices of each layer's neurons, each once."""
     if not neurons:
@@ -252,7 +265,7 @@ def _by_layer(model: PreTrainedModel, neurons: Neurons) -> dict[int, list[int]]:
             "index."
         )
     chosen: dict[int, list[int]] = {}
-    for layer, index in dict.fromkeys(neurons):
+    for layer, index in dict.fromkeys(_pairs(neurons)):
         name = architecture_of(model).write(check_layer(model, layer))
         size = oriented(submodule(model, name)).shape[1]
         if not 0 <= index < size:

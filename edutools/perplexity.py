@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import several
 from edutools.metrics import bootstrap
 from edutools.prompts import token_ids
 from edutools.report import Row
@@ -71,8 +72,7 @@ def perplexity(
 
     Book: sec-evaluation-perplexity
     """
-    if isinstance(texts, str):
-        raise TypeError("texts must be several texts, not one. Pass [text].")
+    texts = several("texts", texts, str)
     if not texts:
         raise ValueError("Got no texts; perplexity needs at least one.")
     limit = getattr(model.config, "max_position_embeddings", None)

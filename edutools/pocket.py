@@ -14,6 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from edutools.checks import shown
+from edutools.places import a_path
+
 __all__ = ["POCKET_MODELS", "chosen", "load", "pocket"]
 
 POCKET_MODELS = ("pocket-gptj", "pocket-gptj-organism", "pocket-llama")
@@ -38,6 +41,8 @@ def pocket(name: str) -> Path:
     >>> pocket("gptj").name
     'pocket-gptj'
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be text; got {shown(name)}.")
     full = name if name.startswith("pocket-") else f"pocket-{name}"
     if full not in POCKET_MODELS:
         short = {known.removeprefix("pocket-"): known for known in POCKET_MODELS}
@@ -50,7 +55,7 @@ def pocket(name: str) -> Path:
     return Path(str(files("edutools"))) / "data" / "models" / full
 
 
-def chosen(name: str | None = None) -> str:
+def chosen(name: str | Path | None = None) -> str:
     """The full name of a model, by default of the one that chapters run on.
 
     Args:
@@ -63,11 +68,15 @@ def chosen(name: str | None = None) -> str:
     >>> chosen("llama")
     'pocket-llama'
     """
+    if name is not None:
+        name = str(a_path("name", name))
     name = name or os.environ.get("EDUTOOLS_MODEL") or "pocket-gptj-organism"
     return f"pocket-{name}" if f"pocket-{name}" in POCKET_MODELS else name
 
 
-def load(name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    name: str | Path | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that a chapter runs on, in evaluation mode, and its tokenizer.
 
     Large models go to the GPU where there is one, in the precision they are stored in;

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import several
 from edutools.facts import ZsreCase
 from edutools.prompts import target_ids, token_ids
 from edutools.report import Report, per_case
@@ -75,6 +76,7 @@ def evaluate_zsre(
         that the tokenizer sets in front of answers; it was made for models without.
     Book: sec-evaluation-questions
     """
+    cases = several("cases", cases, ZsreCase)
     check_options(cases, {"per": (per, PER), "form": (form, FORMS)})
     asked = [
         Asked(i, metric, prompt, answer)

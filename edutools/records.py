@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from huggingface_hub import hf_hub_download
 
 from edutools.facts import Case, Fact, ZsreCase
+from edutools.places import a_path
 
 __all__ = ["PINNED", "Loaded", "Refused", "load_cases", "load_facts", "load_zsre"]
 
@@ -166,7 +167,7 @@ def _open(
             f"'hub:azhx/counterfact'; got split={split!r}, revision={revision!r} for "
             f"{str(source)!r}. Leave them out."
         )
-    path = Path(source)
+    path = a_path("source", source)
     if not path.is_file():
         raise FileNotFoundError(
             f"No file {str(path)!r}. Give the path of a JSON file that holds a list "
@@ -264,7 +265,7 @@ def _from_hub(
 
 def _commit(name: str, revision: str | None) -> str:
     commit = PINNED.get(name) if revision is None else revision
-    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
+    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise ValueError(
             f"{name!r} must be read at a fixed state: revision must be a commit of 40 "
             f"hexadecimal digits, got {revision!r}. Its page on the Hub lists them "

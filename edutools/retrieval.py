@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer, n_layers
+from edutools.checks import number, several
 from edutools.hooks import capture, evaluating
 from edutools.prompts import encode
 from edutools.scoring import run
@@ -46,6 +47,10 @@ def embed(
     """
     at = n_layers(model) // 2 if layer is None else check_layer(model, layer)
     name = architecture_of(model).block(at)
+    number("batch_size", batch_size, int, least=1)
+    texts = several("texts", texts, str)
+    if not texts:
+        raise ValueError("Got no texts; embed needs at least one.")
     batch = encode(tokenizer, texts)
     order = batch.lengths.argsort(stable=True)
     means = []

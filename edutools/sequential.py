@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.batch import BatchMethod
+from edutools.checks import of_kind, several
 from edutools.corners import (
     SCALES,
     Projector,
@@ -26,7 +27,7 @@ from edutools.corners import (
 from edutools.facts import Fact
 from edutools.keyvalue import ValueSearch, keys
 from edutools.method import Moments, choice
-from edutools.secondmoment import SecondMoment
+from edutools.secondmoment import SecondMoment, checked_moments
 from edutools.solve import LowRank
 
 __all__ = ["ENCORE", "AlphaEdit", "remember"]
@@ -80,6 +81,8 @@ def remember(
     >>> total.rank, moments[1].past.shape[1]
     (3, 3)
     """
+    of_kind("method", method, BatchMethod, "AlphaEdit(layers=(3, 4, 5))")
+    facts, moments = several("facts", facts, Fact), checked_moments(moments)
     contexts = method.search.contexts.resolved(model, tokenizer)
     missing = [layer for layer in method.edited() if layer not in moments]
     if missing:

@@ -10,6 +10,8 @@ from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from typing import Any, TypeVar, get_type_hints
 
+from edutools.checks import shown
+
 __all__ = ["preset_row", "presets", "read", "write"]
 
 T = TypeVar("T")
@@ -85,6 +87,8 @@ def preset_row(method: str, model: str) -> dict[str, Any]:
 
     Book: sec-methods
     """
+    if not isinstance(model, str):
+        raise TypeError(f"model must be the name of one; got {shown(model)}.")
     rows = presets().get(method, {})
     name = model.rstrip("/").split("/")[-1].lower()
     if name not in rows:

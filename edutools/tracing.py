@@ -16,7 +16,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, n_layers, submodule
+from edutools.checks import known, number, of_kind, several
 from edutools.effects import Trace
+from edutools.factored import double
 from edutools.facts import Fact
 from edutools.hooks import evaluating
 from edutools.prompts import fill, target_ids, token_ids
@@ -41,9 +43,11 @@ def embedding_std(
     Source: Meng et al. 2022 (ROME), section 2.1, ν = 3 σ_t; released code.
     Book: sec-tracing-noise
     """
+    subjects = several("subjects", subjects, str)
     if not subjects:
         raise ValueError("Got no subjects; embedding_std needs at least one.")
     rows = token_ids(tokenizer, subjects)
+    known(model, torch.tensor([token for row in rows for token in row]))
     embed = submodule(model, architecture_of(model).embedding)
     ids = torch.tensor([token for row in rows for token in row], device=model.device)
     with torch.no_grad():
@@ -114,19 +118,18 @@ def causal_trace(
     Book: sec-tracing-runs
     """
     _check(fact, kind=kind, sever=sever, answer=answer)
-    if second_noise is not None and sever is None:
-        raise ValueError(
-            "causal_trace got second_noise without sever, so no value is held at the "
-            "first noise. Give sever='mlp' or 'attention', or leave it out."
-        )
+    _check_numbers(window=window, samples=samples, batch_size=batch_size, seed=seed)
+    number("noise", noise, least=0)
+    _check_noise(sever, noise_unit=noise_unit, second_noise=second_noise)
     if window is None:
         window = 1 if kind == "hidden" else max(3, -(-n_layers(model) // 5))
     if sigma is None:
         sigma = embedding_std(model, tokenizer, [fact.subject])
     if noise_unit is None:
         noise_unit = _draw(model, tokenizer, fact, samples=samples, seed=seed)
+    number("sigma", sigma, positive=True)
     samples = len(noise_unit)
-    _check_positive(window=window, samples=samples, batch_size=batch_size)
+    _check_numbers(samples=samples)
     if isinstance(second_noise, int):
         second_noise = _draw(model, tokenizer, fact, samples=samples, seed=second_noise)
     again = None if second_noise is None else second_noise * noise * sigma
@@ -175,6 +178,7 @@ def causal_traces(
 
     Book: sec-tracing-average
     """
+    facts = several("facts", facts, Fact)
     if options.get("sigma") is None:
         subjects = [fact.subject for fact in facts]
         options["sigma"] = embedding_std(model, tokenizer, subjects)
@@ -203,6 +207,7 @@ def _first(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> int:
 
 
 def _check(fact: Fact, *, kind: str, sever: str | None, answer: str) -> None:
+    of_kind("fact", fact, Fact, "Fact('Anna', '{} lives in', 'Rome')")
     given = {
         "kind": (kind, KINDS),
         "sever": (sever, (None, "mlp", "attention")),
@@ -221,7 +226,23 @@ def _check(fact: Fact, *, kind: str, sever: str | None, answer: str) -> None:
         )
 
 
-def _check_positive(**numbers: int) -> None:
+def _check_noise(sever: str | None, **noises: Any) -> None:
+    if noises["second_noise"] is not None and sever is None:
+        raise ValueError(
+            "causal_trace got second_noise without sever, so no value is held at the "
+            "first noise. Give sever='mlp' or 'attention', or leave it out."
+        )
+    for name, noise in noises.items():
+        seed = name == "second_noise" and isinstance(noise, int)
+        if noise is not None and not seed:
+            of_kind(name, noise, Tensor, "torch.randn(10, 3, 768)")
+            double(noise, name)
+
+
+def _check_numbers(**numbers: int | None) -> None:
     for name, value in numbers.items():
-        if value < 1:
+        if value is None:
+            continue
+        number(name, value, int)
+        if value < 1 and name != "seed":
             raise ValueError(f"causal_trace got {name}={value}; it must be at least 1.")

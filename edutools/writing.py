@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import of_kind, several
 from edutools.facts import Case
 from edutools.fluency import Tfidf, n_gram_entropy, reference_score, says
 from edutools.generation import Generation, generate
@@ -69,6 +70,7 @@ def evaluate_writing(
         five likeliest tokens, as `Generation` does.
     Book: sec-evaluation-generation
     """
+    cases = several("cases", cases, Case)
     if not cases:
         raise ValueError("Got no cases; evaluate_writing needs at least one Case.")
     if references is not None and len(references) != len(cases):
@@ -76,7 +78,10 @@ def evaluate_writing(
             f"references must hold one list of texts per case; got {len(references)} "
             f"for {len(cases)} cases."
         )
-    settings = generation or Generation()
+    settings = Generation() if generation is None else generation
+    of_kind("generation", settings, Generation, "Generation()")
+    for i, texts in enumerate(references or ()):
+        several(f"references[{i}]", texts, str)
     said = _said(model, tokenizer, cases, batch_size)
     wrote = _written(model, tokenizer, cases, settings, batch_size)
     entropies = [
