@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from edutools.checks import shown
+from edutools.checks import a_model
 
 __all__ = [
     "Architecture",
@@ -136,11 +136,7 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
 
     Book: sec-architectures
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a loaded model; got {shown(model)}. edutools.load and "
-            "AutoModelForCausalLM.from_pretrained give one."
-        )
+    a_model(model)
     own = getattr(model, "architecture", None)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if hasattr(model, "peft_config"):

@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edutools.arch import oriented, submodule
+from edutools.checks import a_model, of_kind
 from edutools.folder import load_folder, push_folder, save_folder
+from edutools.places import a_path
 from edutools.provenance import fingerprints, provenance
 from edutools.solve import LowRank
 
@@ -52,6 +54,9 @@ class Edit:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        of_kind("deltas", self.deltas, Mapping, "{'lm_head': LowRank(left, right)}")
+        for name, delta in self.deltas.items():
+            of_kind(f"deltas[{name!r}]", delta, LowRank, "LowRank(left, right)")
         kept = {name: delta.to(torch.float32) for name, delta in self.deltas.items()}
         for name, delta in kept.items():
             if not bool(delta.left.isfinite().all() & delta.right.isfinite().all()):
@@ -72,6 +77,7 @@ class Edit:
             strict: refuse a model whose weights are not those the edit was made for.
 
         Raises:
+            TypeError: if it is no model.
             LookupError: if the model has no module of a name.
             ValueError: if a shape does not fit, the weights are others (`strict`), or
                 the changed weights overflow the model's dtype. The model is left whole.
@@ -79,8 +85,9 @@ class Edit:
 
         Book: sec-edits-as-values
         """
+        a_model(model)
+        self._check(model, model.__dict__.get("_applied_edits", []), strict)
         stack: list[Saved] = model.__dict__.setdefault("_applied_edits", [])
-        self._check(model, stack, strict)
         saved: Saved = {}
         try:
             for name, delta in self.deltas.items():
@@ -130,6 +137,8 @@ class Edit:
 
     def __add__(self, other: "Edit") -> "Edit":
         """Both changes at once, to be applied where the first one can be."""
+        if not isinstance(other, Edit):
+            return NotImplemented
         both = {
             name: self.deltas[name] + delta if name in self.deltas else delta
             for name, delta in other.deltas.items()
@@ -148,9 +157,13 @@ class Edit:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained`, and PEFT as a LoRA adapter, can read.
 
+        Raises:
+            TypeError: if `info` holds what JSON cannot keep.
+            OSError: if the folder cannot be made or written to.
+
         Book: sec-sharing-edits
         """
-        save_folder(self.deltas, self.info, Path(folder))
+        save_folder(self.deltas, self.info, a_path("folder", folder))
 
     @classmethod
     def from_pretrained(

@@ -11,10 +11,11 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 __all__ = [
+    "a_model",
     "choice",
     "known",
     "number",
@@ -159,6 +160,21 @@ def of_kind(name: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(
             f"{name} must be {_words(kind)} such as {example}; got {shown(value)}."
+        )
+
+
+def a_model(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        TypeError: if it is the name of one, a tokenizer, or something else.
+
+    Book: sec-errors
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a loaded model; got {shown(model)}. edutools.load and "
+            "AutoModelForCausalLM.from_pretrained give one."
         )
 
 

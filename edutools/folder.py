@@ -15,6 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from edutools.checks import shown
+from edutools.places import a_folder, a_path
 from edutools.solve import LowRank
 
 __all__ = ["load_folder", "push_folder", "save_folder"]
@@ -34,7 +36,13 @@ def save_folder(deltas: Deltas, info: Info, folder: Path) -> None:
 
     Book: sec-sharing-edits
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    told = {"format": FORMAT, "weights": list(deltas)} | dict(info)
+    texts = {
+        CONFIG: _as_json(adapter_config(deltas, info)),
+        EDIT: _as_json(told),
+        "README.md": card(deltas, info),
+    }
+    folder = a_folder(folder)
     tensors = {}
     for name, delta in deltas.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = (
@@ -42,9 +50,8 @@ def save_folder(deltas: Deltas, info: Info, folder: Path) -> None:
         )
         tensors[f"{PREFIX}{name}.lora_B.weight"] = delta.left.cpu().clone().contiguous()
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    _write_json(folder / CONFIG, adapter_config(deltas, info))
-    _write_json(folder / EDIT, {"format": FORMAT, "weights": list(deltas)} | dict(info))
-    (folder / "README.md").write_text(card(deltas, info), encoding="utf-8")
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def load_folder(
@@ -58,7 +65,7 @@ def load_folder(
 
     Book: sec-sharing-edits
     """
-    path = Path(folder)
+    path = a_path("folder", folder)
     if not path.is_dir():
         path = _download(str(folder), revision)
     if not (path / EDIT).is_file() or not (path / WEIGHTS).is_file():
@@ -67,10 +74,10 @@ def load_folder(
             "folder written by Edit.save_pretrained."
         )
     try:
-        info = json.loads((path / EDIT).read_text(encoding="utf-8"))
+        info = _info(path / EDIT)
         tensors = load_file(path / WEIGHTS)
         deltas = {name: _factors(tensors, name) for name in info.pop("weights")}
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(
             f"The edit in {path.name!r} is truncated or damaged ({error}). Copy it "
             "again, or make it anew."
@@ -176,9 +183,26 @@ def _factors(tensors: Mapping[str, Any], name: str) -> LowRank:
     return LowRank(left, tensors[f"{PREFIX}{name}.lora_A.weight"])
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+def _info(path: Path) -> dict[str, Any]:
+    """The origin of an edit as it was written, if its parts are what they should be."""
+    info = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(info, dict):
+        raise ValueError(f"{path.name} holds no object")
+    kinds = {"weights": list, "facts": list, "method": dict, "fingerprints": dict}
+    for name, kind in kinds.items():
+        if not isinstance(info.get(name, kind()), kind):
+            raise ValueError(f"{name!r} is {shown(info[name])}")
+    return info
+
+
+def _as_json(value: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    except TypeError as error:
+        raise TypeError(
+            f"Edit.info holds what JSON cannot keep ({error}). Put numbers, texts, "
+            "lists and dicts there."
+        ) from None
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -232,11 +232,12 @@ def _check_noise(sever: str | None, **noises: Any) -> None:
             "causal_trace got second_noise without sever, so no value is held at the "
             "first noise. Give sever='mlp' or 'attention', or leave it out."
         )
-    for name, noise in noises.items():
-        seed = name == "second_noise" and isinstance(noise, int)
-        if noise is not None and not seed:
-            of_kind(name, noise, Tensor, "torch.randn(10, 3, 768)")
-            double(noise, name)
+    given = [name for name, noise in noises.items() if noise is not None]
+    if isinstance(noises["second_noise"], int):  # a seed
+        given.remove("second_noise")
+    for name in given:
+        of_kind(name, noises[name], Tensor, "torch.randn(10, 3, 768)")
+        double(noises[name], name)
 
 
 def _check_numbers(**numbers: int | None) -> None:
