@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from edutools.checks import a_model
+from edutools.loaded import a_model, in_memory
 
 __all__ = [
     "Architecture",
@@ -193,10 +193,12 @@ def submodule(model: nn.Module, name: str) -> nn.Module:
     """Return the module of this dotted name.
 
     Raises:
+        TypeError: if it is no model.
         LookupError: if there is none; the message suggests the nearest name.
 
     Book: sec-hooks
     """
+    a_model(model)
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -215,7 +217,8 @@ def oriented(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
 
     Raises:
         TypeError: if the module is neither `Linear` nor `Conv1D`.
-        UnknownArchitecture: if the weight is quantized, or not in memory.
+        UnknownArchitecture: if the weight is quantized.
+        ValueError: if it is not in memory.
 
     Book: sec-architectures
 
@@ -232,11 +235,7 @@ def oriented(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
     if not isinstance(module, (nn.Linear, Conv1D)):
         raise TypeError(f"Only Linear and Conv1D have a weight to edit; got a {name}.")
     weight = module.weight
-    if weight.is_meta:
-        raise UnknownArchitecture(
-            "The weight has no values: it is on the meta device, because the model was "
-            "not loaded, or not all of it. Load all of it into memory."
-        )
+    in_memory("The weight", weight)
     return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.arch import architecture_of, n_layers
 from edutools.checks import number, several
 from edutools.hooks import capture, evaluating, frozen, patch
+from edutools.loaded import not_nan
 from edutools.rows import AnswerRows, answer_rows
 from edutools.scoring import answer_log_probs, run
 
@@ -131,6 +132,7 @@ def attribute(
         found = [paths.integrate(name, full[name]) for name in names]
         ends = [paths.at(name, torch.zeros_like(full[name])) for name in names]
         probability = paths.at(names[0], full[names[0]])
+    not_nan(probability)
     return Attribution(torch.stack(found, 1), probability, torch.stack(ends, 1))
 
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from edutools.arch import oriented, submodule
-from edutools.checks import a_model, of_kind
+from edutools.checks import of_kind
 from edutools.folder import load_folder, push_folder, save_folder
+from edutools.loaded import a_model
 from edutools.places import a_path
 from edutools.provenance import fingerprints, provenance
 from edutools.solve import LowRank

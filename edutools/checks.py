@@ -10,20 +10,12 @@ from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jaxtyping import Int
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
 __all__ = [
-    "a_model",
     "choice",
-    "known",
     "number",
     "of_kind",
-    "readable",
     "several",
     "shown",
-    "tokenizes",
     "typed",
 ]
 
@@ -160,69 +152,6 @@ def of_kind(name: str, value: Any, kind: type, example: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(
             f"{name} must be {_words(kind)} such as {example}; got {shown(value)}."
-        )
-
-
-def a_model(model: Any) -> None:
-    """Refuse what is no model.
-
-    Raises:
-        TypeError: if it is the name of one, a tokenizer, or something else.
-
-    Book: sec-errors
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a loaded model; got {shown(model)}. edutools.load and "
-            "AutoModelForCausalLM.from_pretrained give one."
-        )
-
-
-def tokenizes(tokenizer: Any) -> None:
-    """Refuse what is no tokenizer.
-
-    Raises:
-        TypeError: if it cannot turn tokens into text.
-
-    Book: sec-errors
-    """
-    if not hasattr(tokenizer, "batch_decode"):
-        raise TypeError(
-            f"tokenizer must be the model's tokenizer; got {shown(tokenizer)}. "
-            "edutools.load and AutoTokenizer.from_pretrained give one."
-        )
-
-
-def readable(model: PreTrainedModel, ids: Int[Tensor, "..."]) -> None:
-    """Refuse token rows that the model cannot read.
-
-    Raises:
-        ValueError: if a row is longer than its context, or it does not know a token.
-
-    Book: sec-errors
-    """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and ids.shape[-1] > limit:
-        raise ValueError(
-            f"A text with its answer has {ids.shape[-1]} tokens; this model reads at "
-            f"most {limit}. Shorten the prompt or the contexts in front of it."
-        )
-    known(model, ids)
-
-
-def known(model: PreTrainedModel, ids: Int[Tensor, "..."]) -> None:
-    """Refuse tokens that the model does not know.
-
-    Raises:
-        ValueError: if there is one, because the tokenizer is another model's.
-
-    Book: sec-errors
-    """
-    size = len(model.get_input_embeddings().weight)
-    if ids.numel() and int(ids.max()) >= size:
-        raise ValueError(
-            f"The tokenizer gives token {int(ids.max())}, but this model knows "
-            f"{size} tokens only. Use the tokenizer that belongs to the model."
         )
 
 

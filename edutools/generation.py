@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edutools.checks import known, number, several, typed
+from edutools.checks import number, several, typed
 from edutools.fluency import FORMS
 from edutools.hooks import evaluating
+from edutools.loaded import known, not_nan
 from edutools.prompts import token_ids
 
 __all__ = ["Generation", "generate"]
@@ -165,7 +166,8 @@ def _check(
             f"max_new_tokens={min(room)} and top_k={top_k}."
         )
     limit = getattr(model.config, "max_position_embeddings", None)
-    known(model, torch.tensor([token for row in rows for token in row]))
+    tokens = [token for row in rows for token in row]
+    known(model, torch.tensor(tokens, dtype=torch.long))
     for prompt, row, more in zip(prompts, rows, room, strict=True):
         if not row:
             raise ValueError(
@@ -210,6 +212,7 @@ def _continued(
         seen = model(input_ids=given, past_key_values=cache, use_cache=True)
         cache, fed = seen.past_key_values, at
         logits = seen.logits[:, -1, : len(tokenizer)].float().cpu()  # (batch, vocab)
+        not_nan(logits)
         turn = (at - starts).clamp(0, draws.shape[1] - 1)[:, None]
         chosen = _chosen(logits, draws.gather(1, turn)[:, 0], top_k)
         writes = (starts <= at) & (at < ends)

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.batch import EMMET, MEMIT
 from edutools.change import Edit, edit_info
-from edutools.checks import of_kind, several, tokenizes
+from edutools.checks import of_kind, several
 from edutools.facts import Fact
 from edutools.finetune import FineTune
+from edutools.loaded import tokenizes
 from edutools.merge import MEMITMerge
 from edutools.method import Method, Moments
 from edutools.moments import identity_moment

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer, oriented, submodule
-from edutools.checks import number, readable, several, tokenizes
+from edutools.checks import number, several
 from edutools.hooks import capture, evaluating
+from edutools.loaded import readable, tokenizes
 from edutools.prompts import Batch, pad, token_ids
 from edutools.provenance import fingerprint, provenance
 from edutools.secondmoment import (

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edutools.checks import several
+from edutools.checks import of_kind, several
 from edutools.metrics import bootstrap
 from edutools.prompts import token_ids
 from edutools.report import Row
@@ -99,6 +99,8 @@ def drawdown(before: Perplexity, after: Perplexity) -> Row:
     Source: Mitchell et al. 2022 (MEND), section 4.
     Book: sec-evaluation-perplexity
     """
+    for name, found in {"before": before, "after": after}.items():
+        of_kind(name, found, Perplexity, "perplexity measures")
     if not torch.equal(before.tokens, after.tokens):
         raise ValueError(
             f"drawdown compares perplexities of the same texts; got "

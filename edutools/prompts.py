@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edutools.checks import readable, several, tokenizes
+from edutools.checks import several
 from edutools.facts import SLOT, Fact, SubjectNotFound
+from edutools.loaded import readable, tokenizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,12 +264,10 @@ def context_prefixes(
             f"n and length must not be negative, and starts not empty; got n={n}, "
             f"length={length}, starts={starts!r}."
         )
-    if n == 0:
-        return ()
     rows = token_ids(tokenizer, [starts[index % len(starts)] for index in range(n)])
     fresh: list[list[int]] = [[] for _ in rows]
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(length):
+    for _ in range(length if n else 0):
         grown = [[*row, *more] for row, more in zip(rows, fresh, strict=True)]
         logits = _next_logits(model, tokenizer, pad(tokenizer, grown))
         best = logits.topk(min(5, logits.shape[1]))

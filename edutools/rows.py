@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from edutools.checks import several, tokenizes
+from edutools.checks import several
 from edutools.facts import Fact
+from edutools.loaded import tokenizes
 from edutools.prompts import Prompt, fill, pad, target_ids, token_ids
 
 __all__ = [

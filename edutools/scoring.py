@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, n_layers, submodule
-from edutools.checks import number, readable, several
+from edutools.checks import number, several
 from edutools.hooks import Seen, capture, evaluating
+from edutools.loaded import not_nan, readable
 from edutools.rows import AnswerRows, answer_rows
 
 __all__ = [
@@ -179,11 +180,7 @@ def score_rows(
             logp, choice = _log_probs(model, batch)
             joint[part] = (logp * batch.valid).sum(1)
             best[part, : choice.shape[1]] = choice
-    if bool(joint.isnan().any()):
-        raise RuntimeError(
-            "The model's probabilities are not numbers (nan). Look whether its weights "
-            "are finite; float16 overflows easily, bfloat16 and float32 do not."
-        )
+    not_nan(joint)
     each = list(zip(best, rows.labels, rows.valid, strict=True))
     return Scores(
         joint=joint,

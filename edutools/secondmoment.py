@@ -149,6 +149,7 @@ class SecondMoment:
         Raises:
             ValueError: if they come from different models, layers or key sizes.
         """
+        of_kind("other", other, SecondMoment, "second_moment measures")
         mine, theirs = (
             {"d_in": len(part.total)} | {name: part.info.get(name) for name in SAME}
             for part in (self, other)

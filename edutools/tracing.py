@@ -16,11 +16,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, n_layers, submodule
-from edutools.checks import known, number, of_kind, several
+from edutools.checks import number, of_kind, several, shown
 from edutools.effects import Trace
 from edutools.factored import double
-from edutools.facts import Fact
+from edutools.facts import Fact, SubjectNotFound
 from edutools.hooks import evaluating
+from edutools.loaded import known, not_nan
 from edutools.prompts import fill, target_ids, token_ids
 from edutools.runs import Restore, Runs
 
@@ -39,6 +40,7 @@ def embedding_std(
 
     Raises:
         ValueError: if there is no subject.
+        SubjectNotFound: if none of them has a token.
 
     Source: Meng et al. 2022 (ROME), section 2.1, ν = 3 σ_t; released code.
     Book: sec-tracing-noise
@@ -47,9 +49,15 @@ def embedding_std(
     if not subjects:
         raise ValueError("Got no subjects; embedding_std needs at least one.")
     rows = token_ids(tokenizer, subjects)
-    known(model, torch.tensor([token for row in rows for token in row]))
+    tokens = [token for row in rows for token in row]
+    if not tokens:
+        raise SubjectNotFound(
+            f"None of the subjects {shown(subjects)} has a token. Write them in "
+            "characters that the tokenizer knows."
+        )
+    ids = torch.tensor(tokens, device=model.device)
+    known(model, ids)
     embed = submodule(model, architecture_of(model).embedding)
-    ids = torch.tensor([token for row in rows for token in row], device=model.device)
     with torch.no_grad():
         return float(embed(ids).float().std())
 
@@ -123,10 +131,10 @@ def causal_trace(
     _check_noise(sever, noise_unit=noise_unit, second_noise=second_noise)
     if window is None:
         window = 1 if kind == "hidden" else max(3, -(-n_layers(model) // 5))
-    if sigma is None:
-        sigma = embedding_std(model, tokenizer, [fact.subject])
     if noise_unit is None:
         noise_unit = _draw(model, tokenizer, fact, samples=samples, seed=seed)
+    if sigma is None:
+        sigma = embedding_std(model, tokenizer, [fact.subject])
     number("sigma", sigma, positive=True)
     samples = len(noise_unit)
     _check_numbers(samples=samples)
@@ -136,6 +144,7 @@ def causal_trace(
     runs = Runs.of(model, tokenizer, fact, noise_unit * noise * sigma, replace=replace)
     with evaluating(model), torch.no_grad():
         clean, p = runs.clean(kind)
+        not_nan(p)
         token = int(p.argmax()) if answer == "argmax" else _first(tokenizer, fact)
         frozen = runs.corrupted(sever) if sever else ()
         restore = Restore(kind, window, clean, sever, frozen)
@@ -242,7 +251,7 @@ def _check_noise(sever: str | None, **noises: Any) -> None:
 
 def _check_numbers(**numbers: int | None) -> None:
     for name, value in numbers.items():
-        if value is None:
+        if value is None and name == "window":
             continue
         number(name, value, int)
         if value < 1 and name != "seed":

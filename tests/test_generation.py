@@ -137,7 +137,7 @@ def test_the_model_stays_as_it_was(taught):
 
 
 def test_bad_requests_are_refused(taught):
-    with pytest.raises(TypeError, match=r"Pass \[prompt\]"):
+    with pytest.raises(TypeError, match=r"Pass \[text\]"):
         generate(*taught, "Anna")
     with pytest.raises(ValueError, match="max_new_tokens=-1 and top_k=1"):
         generate(*taught, ["Anna"], max_new_tokens=-1)
