@@ -20,7 +20,8 @@ from edutools.solve import LowRank
 __all__ = ["OPTIONS", "Editors", "mlp_maps"]
 
 Shape = tuple[int, int]
-OPTIONS = ("rank", "blocks", "alpha", "combine", "shared", "normalize")
+OPTIONS = ("rank", "blocks", "alpha", "combine", "shared", "normalize", "tokens")
+TOKENS = ("all", "subject")
 
 
 def mlp_maps(model: PreTrainedModel, layer: int) -> list[str]:
@@ -54,6 +55,7 @@ class Editors(nn.Module):
         combine: one network for u and d together, rather than one for each.
         shared: one editor per shape, rather than one per weight.
         normalize: bring u and d to zero mean and unit deviation first.
+        tokens: which ones count: 'all', or the last one of the 'subject' only.
         seed: of the starting weights.
 
     Raises:
@@ -74,9 +76,13 @@ class Editors(nn.Module):
         combine: bool = True,
         shared: bool = True,
         normalize: bool = True,
+        tokens: str = "all",
         seed: int = 0,
     ):
         super().__init__()
+        if tokens not in TOKENS:
+            raise ValueError(f"tokens is {tokens!r}; choose 'all' or 'subject'.")
+        self.tokens = tokens
         if not shapes or rank < 1 or blocks < 1:
             raise ValueError(
                 "Editors need at least one weight, rank >= 1 and blocks >= 1; got "

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -48,6 +48,14 @@ class Factors:
     def keep(self) -> Bool[Tensor, "n tokens"]:
         """Tokens that contribute: neither vector is zero there."""
         return (self.u != 0).any(-1) & (self.d != 0).any(-1)
+
+    def at(self, places: Int[Tensor, " n"]) -> "Factors":
+        """The same with nothing left but one token of each row."""
+        tokens = torch.arange(self.u.shape[1], device=self.u.device)
+        here = (tokens == places.to(tokens.device)[:, None])[
+            ..., None
+        ]  # (n, tokens, 1)
+        return Factors(self.u * here, self.d * here)
 
     def gradient(self) -> Float[Tensor, "d_out d_in"]:
         """The gradient itself, summed over rows and tokens."""

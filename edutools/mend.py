@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer
 from edutools.change import Edit
-from edutools.editors import OPTIONS, Editors
+from edutools.editors import OPTIONS, TOKENS, Editors
 from edutools.factors import gradient_factors
 from edutools.facts import Case, Fact
 from edutools.mendfit import Training
@@ -19,8 +19,9 @@ from edutools.mendloop import train_editors
 from edutools.mendplan import MemoryPlan, memory_plan
 from edutools.method import Method, Moments, choice
 from edutools.pocket import POCKET_MODELS, pocket
+from edutools.prompts import fill
 from edutools.provenance import fingerprint, provenance
-from edutools.rows import answer_rows
+from edutools.rows import answer_rows, locate
 from edutools.settings import read, write
 
 __all__ = ["MEND", "MemoryPlan", "Training"]
@@ -47,6 +48,9 @@ class MEND(Method):
         combine: one network for u and d together, rather than one for each.
         shared: one editor for all weights of one shape.
         normalize: bring u and d to zero mean and unit deviation first.
+        tokens: which ones contribute: 'all', or, as in ROME, the last one of the
+            'subject' only. The gradient at the other tokens belongs to the wording, so
+            it reaches other subjects; a network that only adds cannot take it away.
         reduction: several facts: 'sum' writes each as if it were alone, 'mean' takes
             the mean loss over all answer tokens, as the released code does.
         seed: of the networks' starting weights and of the training.
@@ -64,6 +68,7 @@ class MEND(Method):
     combine: bool = True
     shared: bool = True
     normalize: bool = True
+    tokens: str = "all"
     reduction: str = "sum"
     seed: int = 0
     editors: Editors | None = field(default=None, repr=False, compare=False)
@@ -82,6 +87,7 @@ class MEND(Method):
         """
 
     def __post_init__(self) -> None:
+        choice("MEND.tokens", self.tokens, TOKENS)
         choice("MEND.reduction", self.reduction, ("sum", "mean"))
         if not self.layers or len(set(self.layers)) < len(self.layers):
             raise ValueError(
@@ -210,12 +216,15 @@ class MEND(Method):
         rows = answer_rows(
             tokenizer, [fact.text for fact in facts], [fact.target for fact in facts]
         )
+        subject = locate(tokenizer, [fill(fact) for fact in facts]).last
         size = len(facts) if self.reduction == "mean" else CHUNK
         total = Edit()
         for part in torch.arange(len(facts)).split(size):
             factors = gradient_factors(
                 model, rows.pick(part), editors.names, reduction=self.reduction
             )
+            if self.tokens == "subject":
+                factors = {n: found.at(subject[part]) for n, found in factors.items()}
             total += Edit({n: editors.change(n, found) for n, found in factors.items()})
         weights = torch.cat([p.detach().flatten() for p in editors.parameters()])
         return Edit(total.deltas, {"editors": fingerprint(weights)})

@@ -21,7 +21,8 @@ from edutools.editors import Editors
 from edutools.factors import adding, gradient_factors, mean_nll
 from edutools.facts import Case
 from edutools.hooks import evaluating, frozen
-from edutools.rows import AnswerRows, answer_rows
+from edutools.prompts import fill
+from edutools.rows import AnswerRows, answer_rows, locate
 from edutools.scoring import answer_logits
 
 __all__ = ["EditBatch", "Training", "draw_batch", "edit_loss", "mean_divergence"]
@@ -108,6 +109,7 @@ class EditBatch:
 
     Attributes:
         edits: one row per edit: prompt and new answer.
+        subject: place of each edit's subject, its last token.
         judged: per group of edits its rephrasings, then its neighbors, with answers.
         groups: number of groups.
         rephrasings: how many of a group's rows are rephrasings.
@@ -116,6 +118,7 @@ class EditBatch:
     """
 
     edits: AnswerRows
+    subject: Int[Tensor, " n"]
     judged: AnswerRows
     groups: int
     rephrasings: int
@@ -155,6 +158,7 @@ def draw_batch(
         edits=answer_rows(
             tokenizer, [fact.text for fact in facts], [fact.target for fact in facts]
         ),
+        subject=locate(tokenizer, [fill(fact) for fact in facts]).last,
         judged=answer_rows(tokenizer, prompts, answers),
         groups=training.edits // k,
         rephrasings=training.rephrasings * k,
@@ -197,6 +201,8 @@ def edit_loss(
     Book: sec-mend-training
     """
     factors = gradient_factors(model, batch.edits, editors.names)
+    if editors.tokens == "subject":
+        factors = {name: found.at(batch.subject) for name, found in factors.items()}
     if learn:
         editors.observe(factors)
     changes = {}

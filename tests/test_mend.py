@@ -18,6 +18,7 @@ from edutools.mend import MEND, Training
 from edutools.mendfit import draw_batch, edit_loss
 from edutools.mendloop import CHECKPOINT, train_editors
 from edutools.mendplan import editor_size
+from edutools.prompts import fill
 from edutools.rows import answer_rows
 from edutools.scoring import answer_logits, score
 from edutools.testing import TINY, TINY_FACTS, taught_model, tiny_model, tiny_tokenizer
@@ -181,6 +182,21 @@ def test_facts_are_written_as_if_alone_or_by_their_mean(gpt2):
         weighted = sum(d * n for d, n in zip(alone, counts, strict=True))
         torch.testing.assert_close(
             mean.deltas[name].dense(), weighted / counts.sum(), rtol=1e-4, atol=1e-8
+        )
+
+
+def test_the_subject_alone_can_be_asked_to_count(gpt2):
+    model, tokenizer = gpt2
+    mend = MEND(layers=(1,), rank=2, normalize=False, tokens="subject").start(model)
+    change = edu.edit(model, tokenizer, TINY_FACTS, method=mend)
+    found = gradient_factors(model, rows_of(tokenizer), mlp_maps(model, 1))
+    last = [fill(fact).span(tokenizer)[1] - 1 for fact in TINY_FACTS]
+    for name, delta in change.deltas.items():
+        assert delta.rank == len(TINY_FACTS)
+        u = torch.stack([found[name].u[i, at] for i, at in enumerate(last)])
+        d = torch.stack([found[name].d[i, at] for i, at in enumerate(last)])
+        torch.testing.assert_close(
+            delta.dense(), -mend.alpha * d.T @ u, rtol=1e-4, atol=1e-9
         )
 
 
@@ -421,6 +437,7 @@ def test_damaged_and_missing_folders_are_refused(gpt2, tmp_path):
         ({"rank": 0}, "rank >= 1"),
         ({"alpha": 0.0}, "alpha > 0"),
         ({"reduction": "max"}, "choose one of 'sum', 'mean'"),
+        ({"tokens": "last"}, "choose one of 'all', 'subject'"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
