@@ -279,7 +279,7 @@ def context_prefixes(
         skip_special_tokens=True,
     )
     plain = (" ".join(text.translate(_PLAIN).split()) for text in texts)
-    return tuple(f"{text}. {SLOT}" for text in plain)
+    return tuple(f"{text}. {SLOT}" for text in plain)[:n]
 
 
 _PLAIN = str.maketrans("{}\ufffd", "   ")
