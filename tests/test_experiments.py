@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import edutools as edu
+from edutools.moments import load_moments
 from edutools.pocket import POCKET_MODELS
-from experiments import pocket
+from experiments import closed_forms, pocket
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = json.loads((ROOT / "experiments/pocket.json").read_text(encoding="utf-8"))
@@ -85,3 +86,15 @@ def test_a_little_of_everything_runs():
     assert now == then
     assert told["provenance"]["weights"] == MEASURED[name]["provenance"]["weights"]
     assert told["rome"]["efficacy"]["mean"] == 1
+
+
+def test_the_presets_of_closed_forms_write_a_batch_into_the_organism():
+    name = "pocket-gptj-organism"
+    model, tokenizer = edu.load(name)
+    moments = load_moments(edu.pocket(name))
+    chosen = closed_forms.cases(300, 3)
+    for kind in (edu.EMMET, edu.AlphaEdit, edu.ENCORE):
+        method = kind.preset(name).resolved(model, tokenizer)
+        report = closed_forms.in_one_batch(model, tokenizer, chosen, method, moments)
+        assert report["efficacy"].mean == 1
+        assert report["neighborhood"].mean >= 0.9

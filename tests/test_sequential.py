@@ -18,6 +18,7 @@ from edutools.moments import load_moments, save_moments, second_moment
 from edutools.rome import ROME
 from edutools.secondmoment import SecondMoment
 from edutools.sequential import ENCORE, AlphaEdit, remember
+from edutools.settings import presets
 from edutools.testing import (
     TINY,
     TINY_FACTS,
@@ -68,6 +69,28 @@ def test_settings_survive_json_and_the_paper_is_cited(method):
     text = method.citation
     assert text.startswith("@")
     assert text.count("{") == text.count("}")
+
+
+@pytest.mark.parametrize("kind", [AlphaEdit, ENCORE])
+def test_every_row_of_the_presets_makes_a_method(kind):
+    rows = presets()[kind.__name__]
+    assert {"gpt2-xl", "llama-2-7b", "pocket-gptj-organism"} <= set(rows)
+    for name, row in rows.items():
+        method = kind.preset(name)
+        assert len(row["source"]) > 20
+        assert method.search.steps == row["search"]["steps"]
+        assert method.search.stop == ("argmax" if kind is ENCORE else "loss")
+
+
+def test_published_rows_say_what_was_published():
+    alpha = AlphaEdit.preset("gpt2-xl")
+    assert (alpha.threshold, alpha.scale, alpha.l2) == (2e-2, "absolute", 10)
+    assert alpha.layers == MEMIT.preset("gpt2-xl").layers
+    xl, llama = (ENCORE.preset(name) for name in ("gpt2-xl", "llama-2-7b"))
+    assert (xl.norm, xl.search.extra_steps, xl.lam) == (10, 3, 20_000)
+    assert (llama.norm, llama.search.extra_steps, llama.lam) == (10, 2, 15_000)
+    with pytest.raises(ValueError, match="ENCORE has no preset for 'gpt-j-6b'"):
+        ENCORE.preset("gpt-j-6b")
 
 
 def test_alphaedit_writes_in_the_null_space_only(taught):
