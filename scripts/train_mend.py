@@ -5,6 +5,7 @@ interrupted goes on from its last checkpoint when the command is given again.
 """
 
 import argparse
+import random
 import shutil
 import time
 import tomllib
@@ -14,16 +15,16 @@ from pathlib import Path
 import transformers
 
 import edutools as edu
-from edutools.corpus import counterfact_records
+from edutools.corpus import counterfact_records, fill, fillers
 from edutools.mend import MEND, Training
 from edutools.pocket import POCKET_MODELS
 from edutools.settings import preset_row, read
-from edutools.world import World, build_world
+from edutools.world import World, WorldFact, build_world
 
 HERE = Path(__file__).parent
 TESTED = 280  # subjects that no training sees; the first 40 serve to choose settings
 HELD_OUT = 100  # subjects that tell when to stop
-ROUNDS = 4  # how many new objects each fact of the training gets
+ROUNDS = 10  # how often each fact is in the training, on average
 
 
 def read_recipe(name: str) -> tuple[MEND, Training]:
@@ -50,12 +51,49 @@ def split_cases(world: World) -> tuple[list[edu.Case], list[edu.Case], list[edu.
         edu.Case.from_counterfact(r) for r in counterfact_records(rest)[:HELD_OUT]
     ]
     rest = without(rest, {case.fact.subject for case in held_out})
-    cases = [
-        edu.Case.from_counterfact(record)
-        for seed in range(1, ROUNDS + 1)
-        for record in counterfact_records(rest, seed=seed)
+    draw = random.Random(0)
+    return _many_cases(rest, draw), held_out, tested
+
+
+def _many_cases(world: World, draw: random.Random) -> list[edu.Case]:
+    """Every fact several times, in varying words, with a new object each time."""
+    alike: dict[str, list[str]] = {}
+    for subject in world.subjects:
+        for word in set(subject.split()):
+            alike.setdefault(word, []).append(subject)
+    return [
+        _case(world, fact, alike, draw)
+        for fact in draw.choices(world.facts, k=ROUNDS * len(world.facts))
+        if len(world.objects[fact.relation]) > 1
     ]
-    return cases, held_out, tested
+
+
+def _case(
+    world: World, fact: WorldFact, alike: dict[str, list[str]], draw: random.Random
+) -> edu.Case:
+    """A fact in one wording, with three others, and near and far neighbors.
+
+    Near ones are subjects with the same object, subjects that share a word of their
+    names, and any subjects of the relation.
+    """
+    templates = world.relations[fact.relation].templates
+    first, *others = draw.sample(templates, 4)
+    told = [fill(text, fact.subject) for text in others]
+    told[0] = f"{draw.choice(fillers()['trained'])} {told[0]}"
+    same = [f.subject for f in world.by_object[fact.relation, fact.object]]
+    crowd = [f.subject for f in world.by_relation[fact.relation]]
+    namesakes = [s for word in fact.subject.split() for s in alike[word]]
+    near = {
+        subject
+        for subjects, most in ((same, 6), (namesakes, 2), (crowd, 2))
+        for subject in draw.sample(subjects, min(most, len(subjects)))
+    }
+    objects = [o for o in world.objects[fact.relation] if o != fact.object]
+    return edu.Case(
+        edu.Fact(fact.subject, first, draw.choice(objects), fact.object),
+        paraphrases=tuple(told),
+        neighborhood=tuple(fill(first, s) for s in sorted(near - {fact.subject})),
+    )
 
 
 def main() -> None:
