@@ -173,7 +173,7 @@ def _fits(hint: Any, value: Any) -> bool:
         return len(value) == len(wanted) and all(map(_fits, wanted, value))
     if hint is float:
         hint = (int, float)
-    if isinstance(value, bool):
+    if hint is Any or isinstance(value, bool):
         return hint in (bool, Any)
     kind = origin or hint
     return not isinstance(kind, (type, tuple)) or isinstance(value, kind)

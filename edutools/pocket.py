@@ -69,7 +69,8 @@ def chosen(name: str | Path | None = None) -> str:
     'pocket-llama'
     """
     if name is not None:
-        name = str(a_path("name", name))
+        a_path("name", name)
+        name = os.fspath(name)  # a leading './' tells a folder from a name on the Hub
     name = name or os.environ.get("EDUTOOLS_MODEL") or "pocket-gptj-organism"
     return f"pocket-{name}" if f"pocket-{name}" in POCKET_MODELS else name
 
