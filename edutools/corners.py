@@ -247,7 +247,7 @@ def encore_update(
     """
     if not (lam >= 0 and norm >= 0):
         raise ValueError(f"lam and norm must be >= 0; got lam={lam}, norm={norm}.")
-    C = C.matrix() if isinstance(C, Cholesky) else double(C, "C")
+    C = (C.matrix() if isinstance(C, Cholesky) else double(C, "C")).to(W.device)
     A = lam * C + norm * torch.eye(len(C), dtype=C.dtype, device=C.device)
     if past is not None:
         Kp = _few(past).to(A)  # (d_in, m)

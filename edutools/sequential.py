@@ -203,7 +203,8 @@ class AlphaEdit(BatchMethod):
 
     def report(self, moments: Moments) -> dict[str, Any]:
         """How many directions of each layer were free."""
-        return {"free": {str(x): self.projector(moments[x]).rank for x in self.layers}}
+        ranks = {str(x): self.projector(moments[x]).rank for x in self.edited()}
+        return {"free": ranks}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ def rome_update(
     """
     W, K, V = inputs(W, k[:, None], v[:, None])
     k, v = K[:, 0], V[:, 0]
-    u = _factor(C).solve(K)[:, 0]  # C⁻¹k  (d_in,)
+    u = _factor(C, K).solve(K)[:, 0]  # C⁻¹k  (d_in,)
     Lambda = (v - W @ k) / (u @ k)  # residual / kᵀC⁻¹k  (d_out,)
     return LowRank(Lambda[:, None], u[None, :])
 
@@ -133,8 +133,8 @@ def memit_update(
     W, K, V = inputs(W, K, V)
     R = V - W @ K  # residual  (d_out, n)
     if K.shape[1] < K.shape[0]:
-        return _dual(R, K, _factor(C), lam)
-    C = C.matrix() if isinstance(C, Cholesky) else double(C, "C")
+        return _dual(R, K, _factor(C, K), lam)
+    C = (C.matrix() if isinstance(C, Cholesky) else double(C, "C")).to(K.device)
     A = cholesky(lam * C + K @ K.T, "lam * C + K Kᵀ")  # (d_in, d_in)
     return LowRank.of(R @ A.solve(K).T)
 
@@ -187,7 +187,7 @@ def emmet_update(
             f"{n} facts cannot all be written exactly where keys have size {d_in}. "
             "Write fewer, or use memit_update."
         )
-    return _dual(V - W @ K, K, _factor(C), ridge)
+    return _dual(V - W @ K, K, _factor(C, K), ridge)
 
 
 def _dual(
@@ -228,8 +228,10 @@ def _collision(K: Float[Tensor, "d_in n"], D: Float[Tensor, "n n"]) -> Colliding
     )
 
 
-def _factor(C: Float[Tensor, "d d"] | Cholesky) -> Cholesky:
-    return C if isinstance(C, Cholesky) else cholesky(C)
+def _factor(C: Float[Tensor, "d d"] | Cholesky, K: Float[Tensor, "d n"]) -> Cholesky:
+    """The factor of C where the keys are; moments may be kept elsewhere."""
+    factor = C if isinstance(C, Cholesky) else cholesky(C)
+    return Cholesky(factor.lower.to(K.device))
 
 
 def inputs(

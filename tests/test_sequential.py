@@ -107,6 +107,15 @@ def test_alphaedit_writes_in_the_null_space_only(taught):
     assert change.info["free"] == {"1": P.rank}
 
 
+def test_only_layers_that_are_written_need_a_null_space(taught):
+    *_, moments = taught
+    method = AlphaEdit(layers=(0, 1, 2), distribution="ends", threshold=1e6)
+    size = len(moments[0].total)
+    assert method.report({0: moments[0], 2: moments[1]}) == {
+        "free": {"0": size, "2": size}
+    }
+
+
 def test_encore_without_extras_is_memit(taught):
     model, tokenizer, moments = taught
     options = {"layers": (0, 1), "lam": 0.3, "search": SEARCH}
