@@ -22,7 +22,7 @@ from edutools.pocket import POCKET_MODELS
 from edutools.scoring import score
 from edutools.world import World, build_world
 
-RATES = ("efficacy", "paraphrase", "neighborhood")
+RATES = ("efficacy", "paraphrase", "neighborhood", "efficacy_top1")
 CONTEXTS = {
     "new fact only, the paper's template": InContext(demonstrations=0),
     "4 examples, the paper's template": InContext(demonstrations=4),
