@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from edutools.checks import several
+
 __all__ = ["FORMS", "Tfidf", "n_gram_entropy", "reference_score", "says", "words"]
 
 FORMS = ("paper", "released")
@@ -108,9 +110,7 @@ class Tfidf:
         Raises:
             TypeError: if `texts` is a single text.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts must be several texts, not one. Pass [text].")
-        known = [set(_terms(text)) for text in texts]
+        known = [set(_terms(text)) for text in several("texts", texts, str)]
         seen = Counter(term for terms in known for term in terms)
         n = len(known)
         return cls({w: math.log((1 + n) / (1 + k)) + 1 for w, k in seen.items()})

@@ -191,7 +191,7 @@ def _info(path: Path) -> dict[str, Any]:
     kinds = {"weights": list, "facts": list, "method": dict, "fingerprints": dict}
     for name, kind in kinds.items():
         if not isinstance(info.get(name, kind()), kind):
-            raise ValueError(f"{name!r} is {shown(info[name])}")
+            raise ValueError(f"the part {name!r} is {shown(info[name])}")
     return info
 
 

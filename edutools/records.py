@@ -211,7 +211,7 @@ def _read(
         except (ValueError, TypeError) as error:
             found = Refused(index, _shortened(str(error)))
             if strict:
-                raise ValueError(f"{name}, {found}") from None
+                raise ValueError(f"{name}, record {index}: {found.reason}") from None
             refused.append(found)
     if not kept:
         first = f" First of them, {refused[0]}" if refused else ""

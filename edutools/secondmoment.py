@@ -241,7 +241,8 @@ class SecondMoment:
     ) -> "SecondMoment":
         total, info = found["total"], json.loads(metadata["info"])
         if not isinstance(info, dict) or total.shape != (len(total),) * 2:
-            raise ValueError(f"shape {tuple(total.shape)}, origin {shown(info)}")
+            shape = tuple(total.shape)
+            raise ValueError(f"a total of shape {shape} and an origin {shown(info)}")
         return cls(total, int(metadata["count"]), info, found.get("past"))
 
     def __repr__(self) -> str:
