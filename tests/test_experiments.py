@@ -9,7 +9,10 @@ import pytest
 import edutools as edu
 from edutools.moments import load_moments
 from edutools.pocket import POCKET_MODELS
+from edutools.world import build_world
 from experiments import closed_forms, pocket
+from experiments import mend as mend_experiment
+from scripts.train_mend import split_cases
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = json.loads((ROOT / "experiments/pocket.json").read_text(encoding="utf-8"))
@@ -98,3 +101,33 @@ def test_the_presets_of_closed_forms_write_a_batch_into_the_organism():
         report = closed_forms.in_one_batch(model, tokenizer, chosen, method, moments)
         assert report["efficacy"].mean == 1
         assert report["neighborhood"].mean >= 0.9
+
+
+MENDS = json.loads((ROOT / "experiments/mend.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", MENDS)
+def test_the_numbers_of_a_mend_belong_to_what_is_shipped(name):
+    weights = (edu.pocket(name) / "mend/editors.safetensors").read_bytes()
+    assert MENDS[name]["mend"] == sha256(weights).hexdigest()
+    assert len(weights) < 8_000_000
+    assert MENDS[name]["settings"] == edu.MEND.preset(name).to_dict()
+
+
+@pytest.mark.parametrize("name", MENDS)
+def test_a_shipped_mend_writes_facts_about_subjects_it_has_not_seen(name):
+    told = MENDS[name]["edits"][0]
+    assert told["together"] == 1
+    assert told["efficacy"]["n"] >= 200
+    assert told["efficacy"]["mean"] >= 0.95
+    assert told["paraphrase"]["mean"] >= 0.9
+    assert told["neighborhood"]["mean"] >= 0.9
+
+
+def test_a_shipped_mend_does_what_was_measured():
+    model, tokenizer = edu.load("pocket-gptj-organism")
+    mend = edu.MEND.from_pretrained("pocket-gptj-organism")
+    cases = split_cases(build_world())[2][mend_experiment.CHOSEN :][:8]
+    found = mend_experiment.measure(model, tokenizer, cases, mend, 1)
+    assert found["efficacy"]["mean"] >= 0.75
+    assert found["neighborhood"]["mean"] >= 0.75
