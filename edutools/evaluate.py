@@ -80,6 +80,8 @@ def evaluate(
         Per-case values; `print` it for a table.
 
     Raises:
+        TypeError: if cases are something else.
+        RuntimeError: if the model's probabilities are nan.
         ValueError: if there is no case, or references are given without `generation`.
 
     Source: Meng et al. 2022 (ROME), section 3.4 and appendix.

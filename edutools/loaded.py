@@ -66,7 +66,7 @@ def known(model: PreTrainedModel, ids: Int[Tensor, "..."]) -> None:
 
     Book: sec-errors
     """
-    embedding = model.get_input_embeddings().weight
+    embedding = model.get_input_embeddings().get_parameter("weight")
     in_memory("The token embedding", embedding)
     size = len(embedding)
     if ids.numel() and int(ids.max()) >= size:

@@ -108,6 +108,7 @@ def memorize(
         A new codebook; use it by `with codebook.applied(model)`.
 
     Raises:
+        TypeError: if facts or method are something else.
         ValueError: if there is no fact, the block does not exist or is not the
             codebook's, or a target has no token.
 

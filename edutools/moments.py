@@ -94,8 +94,9 @@ def second_moment(
         A `SecondMoment` for `layer`, a dict from layer to `SecondMoment` for `layers`.
 
     Raises:
+        TypeError: if texts are one text, or hold something else.
         ValueError: if not exactly one of layer and layers is given, a layer does not
-            exist, or there is no text with a token in it.
+            exist, a key is not finite, or there is no text with a token in it.
 
     Source: Meng et al. 2022 (ROME), eq. 2 and appendix E.5.
     Book: sec-second-moment
@@ -108,7 +109,7 @@ def second_moment(
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         several("texts", texts, str)  # refuses; a stream of texts is not held
     number("batch_tokens", batch_tokens, int, least=1)
-    wanted = [layer] if layers is None else several("layers", layers, int)
+    wanted = several("layers", layers, int) if layer is None else [layer]
     moments = {item: _start(model, tokenizer, item, dataset) for item in wanted}
     if not moments:
         raise ValueError("layers is empty. Give at least one layer.")
@@ -157,8 +158,9 @@ def check_moments(
         method: name of the method, for the message.
 
     Raises:
-        ValueError: if a moment is missing, belongs to another model, or counts fewer
-            tokens than keys have dimensions.
+        TypeError: if they are no moments by layer.
+        ValueError: if a moment is missing, belongs to another model, is not finite, or
+            counts fewer tokens than keys have dimensions.
 
     Book: sec-second-moment
     """

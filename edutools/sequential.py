@@ -55,7 +55,8 @@ def remember(
         moments: of these layers, as measured before any edit or as returned here.
 
     Raises:
-        ValueError: if a moment is missing or a subject is lost.
+        TypeError: if facts, method or moments are something else.
+        ValueError: if there is no fact, a moment is missing, or a subject is lost.
 
     Source: Fang et al. 2025 (AlphaEdit) and Gupta et al. 2025 (ENCORE), K_p. Their
         released code keeps it in a global, which a second run in the same process

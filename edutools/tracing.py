@@ -118,6 +118,8 @@ def causal_trace(
         corruption: restoring them brings nothing, which is entered without a run.
 
     Raises:
+        TypeError: if the fact or a number is something else.
+        RuntimeError: if the model's probabilities are nan.
         ValueError: if an option is unknown, a number is not positive, `second_noise`
             comes without `sever`, or answer='truth' and the fact has none.
         SubjectNotFound: if the subject is lost in tokenization.
@@ -249,10 +251,10 @@ def _check_noise(sever: str | None, **noises: Any) -> None:
         double(noises[name], name)
 
 
-def _check_numbers(**numbers: int | None) -> None:
+def _check_numbers(**numbers: Any) -> None:
+    if numbers.get("window", 1) is None:  # chosen later
+        del numbers["window"]
     for name, value in numbers.items():
-        if value is None and name == "window":
-            continue
         number(name, value, int)
         if value < 1 and name != "seed":
             raise ValueError(f"causal_trace got {name}={value}; it must be at least 1.")

@@ -1354,3 +1354,43 @@ def test_a_folder_that_cannot_be_made_is_refused(bench, monkeypatch):
 def test_a_name_keeps_what_tells_a_folder_from_a_model_of_the_hub():
     assert chosen("./model") == "./model"
     assert chosen(Path("/some/model")) == "/some/model"
+
+
+def train(model):
+    model.model.layers[0].train()
+
+
+def hook(model):
+    model.lm_head.register_forward_hook(lambda *_: None)
+
+
+def freeze(model):
+    model.lm_head.weight.requires_grad_(False)
+
+
+def grade(model):
+    model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight)
+
+
+def nudge(model):
+    with torch.no_grad():
+        weight = model.model.layers[0].mlp.up_proj.weight
+        weight[0, 0] = weight[0, 0].nextafter(torch.tensor(INF))
+
+
+@pytest.mark.parametrize("change", [train, hook, freeze, grade, nudge])
+def test_what_a_call_could_leave_behind_is_seen(bench, change):
+    model = copy.deepcopy(bench.model)
+    before = state(model)
+    assert state(copy.deepcopy(model)) == before
+    change(model)
+    assert state(model) != before
+
+
+def test_files_that_are_written_are_seen(tmp_path):
+    before = written(tmp_path)
+    (tmp_path / "a").write_text("b")
+    after = written(tmp_path)
+    assert before != after
+    (tmp_path / "a").write_text("cd")
+    assert written(tmp_path) != after
