@@ -725,12 +725,12 @@ def out_of_order(b: Bench) -> None:
 
 
 def huge(b: Bench) -> edu.Edit:
-    return edu.Edit(
-        {
-            name: LowRank(300 + 0 * delta.left, 300 + 0 * delta.right)
-            for name, delta in b.change.deltas.items()
-        }
-    )
+    """An edit whose first change fits into float16, and whose second does not."""
+    (name,) = b.change.deltas
+    left, right = b.change.deltas[name].left, b.change.deltas[name].right
+    first = LowRank(0.01 + 0 * left, 0.01 + 0 * right)
+    second = LowRank(300 + 0 * left, 300 + 0 * right)
+    return edu.Edit({name.replace(".1.", ".0."): first, name: second})
 
 
 EDITS = {
