@@ -124,6 +124,7 @@ def _card(record: dict[str, Any]) -> str:
         "",
         "```python",
         "import edutools as edu",
+        "",
         'mend = edu.MEND.from_pretrained("this folder")',
         "change = edu.edit(model, tokenizer, [fact], method=mend)",
         "```",
