@@ -159,6 +159,7 @@ class Editor(nn.Module):
     ) -> None:
         """Let the running mean and deviation take these tokens into account."""
         for norm, x in zip(self.norms, (u, d), strict=True):
+            assert isinstance(norm, RunningNorm)
             norm.observe(x)
 
     def forward(
