@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from edutools.loaded import a_model, in_memory
+from edutools.loaded import a_model
 
 __all__ = [
     "Architecture",
@@ -218,7 +218,6 @@ def oriented(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
     Raises:
         TypeError: if the module is neither `Linear` nor `Conv1D`.
         UnknownArchitecture: if the weight is quantized.
-        ValueError: if it is not in memory.
 
     Book: sec-architectures
 
@@ -235,7 +234,6 @@ def oriented(module: nn.Module) -> Float[Tensor, "d_out d_in"]:
     if not isinstance(module, (nn.Linear, Conv1D)):
         raise TypeError(f"Only Linear and Conv1D have a weight to edit; got a {name}.")
     weight = module.weight
-    in_memory("The weight", weight)
     return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
 
 

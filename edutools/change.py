@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from edutools.arch import oriented, submodule
 from edutools.checks import of_kind
 from edutools.folder import load_folder, push_folder, save_folder
-from edutools.loaded import a_model
+from edutools.loaded import a_model, in_memory
 from edutools.places import a_path
 from edutools.provenance import fingerprints, provenance
 from edutools.solve import LowRank
@@ -198,6 +198,7 @@ class Edit:
                     f"The change of {name} has shape {delta.shape}; the weight of this "
                     f"model has {tuple(weight.shape)}. Load the model it was made for."
                 )
+            in_memory(name, weight)
             states = [weight, *(entry[name] for entry in stack if name in entry)]
             marks = {mark for state in states for mark in fingerprints(state)}
             if name in known and marks.isdisjoint(known[name]):

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edutools.arch import check_layer
+from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.change import Edit
 from edutools.checks import choice, shown
 from edutools.facts import Fact
+from edutools.loaded import in_memory
 from edutools.moments import SecondMoment, check_moments
 from edutools.settings import preset_row, read, write
 
@@ -84,6 +85,9 @@ class Method(ABC):
                 that say so, the facts cannot be written.
         """
         layers = [check_layer(model, layer) for layer in self.edited()]
+        for layer in layers:
+            name = architecture_of(model).write(layer)
+            in_memory(name, oriented(submodule(model, name)))
         if self.needs_moments:
             check_moments(model, moments, layers, method=type(self).__name__)
             self._check_past(moments, layers)

@@ -10,6 +10,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from edutools.loaded import in_memory
+
 __all__ = ["fingerprint", "fingerprints", "provenance"]
 
 SAMPLE = 2**20
@@ -22,12 +24,16 @@ def fingerprint(weight: Shaped[Tensor, "..."]) -> str:
     precision is recognised. Of a large weight about a million evenly spread values
     are hashed.
 
+    Raises:
+        ValueError: if the weight is on the meta device.
+
     Book: sec-edits-as-values
 
     >>> w = torch.tensor([[1.001, 2.0]])
     >>> fingerprint(w) == fingerprint(w.bfloat16()), fingerprint(w) == fingerprint(-w)
     (True, False)
     """
+    in_memory("The weight", weight)
     stride = weight.numel() // SAMPLE | 1  # odd, so that no column is always missed
     values = weight.detach().flatten()[::stride].to(torch.bfloat16).cpu().contiguous()
     data = values.view(torch.int16).numpy().tobytes()
