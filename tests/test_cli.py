@@ -404,7 +404,6 @@ def bad(made, tmp_path):
         ),
         ([*ROME, *out, "--facts", gone], "No file"),
         ([*ROME, *WHAT, "--out", facts / "x"], "is a file; nothing can be put below"),
-        (["edit", "--method", "memit", *WHAT, *out], "MEMIT has no preset for"),
         (["edit", "--method", "mend", *WHAT, *out, "--from", gone], "gone"),
         (["evaluate", "--cases", gone], "No file"),
         (["evaluate", "--cases", tmp_path / "cut.json"], "is not JSON, or is cut off"),
