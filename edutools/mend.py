@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer
 from edutools.change import Edit
+from edutools.checks import typed
 from edutools.editors import OPTIONS, TOKENS, Editors
 from edutools.factors import gradient_factors
 from edutools.facts import Case, Fact
@@ -87,6 +88,7 @@ class MEND(Method):
         """
 
     def __post_init__(self) -> None:
+        typed(self)
         choice("MEND.tokens", self.tokens, TOKENS)
         choice("MEND.reduction", self.reduction, ("sum", "mean"))
         if not self.layers or len(set(self.layers)) < len(self.layers):

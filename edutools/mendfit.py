@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from edutools.checks import typed
 from edutools.editors import Editors
 from edutools.factors import adding, gradient_factors, mean_nll
 from edutools.facts import Case
@@ -68,6 +69,7 @@ class Training:
     patience: int = 20
 
     def __post_init__(self) -> None:
+        typed(self)
         for name in ("steps", "edits", "together", "rephrasings", "every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(

@@ -76,7 +76,14 @@ def load_mend(folder: str | Path, *, revision: str | None = None) -> Kept:
     try:
         told = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
         return _read(told, load_file(path / WEIGHTS))
-    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(
             f"The MEND in {path.name!r} is damaged or not complete "
             f"({str(error).splitlines()[0]}). Copy it again, or train it anew."
