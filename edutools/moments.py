@@ -17,7 +17,7 @@ from edutools.checks import number, several
 from edutools.hooks import capture, evaluating
 from edutools.loaded import readable, tokenizes
 from edutools.prompts import Batch, pad, token_ids
-from edutools.provenance import fingerprint, provenance
+from edutools.provenance import fingerprint, fingerprints, provenance
 from edutools.secondmoment import (
     SecondMoment,
     checked_moments,
@@ -34,6 +34,7 @@ __all__ = [
     "second_moment",
 ]
 
+EMBEDDING = ("embedding", "embedding_float16")  # one of them fits in any precision
 CHUNK = 512  # texts that are tokenized, and sorted by length, together
 
 
@@ -185,7 +186,8 @@ def _check_origin(model: PreTrainedModel, moment: SecondMoment, layer: int) -> N
             f"moments[{layer}] is {size} x {size}, {origin}; layer {layer} of {name!r} "
             f"takes keys of size {d_in}. Measure it on this model."
         )
-    if moment.info.get("embedding") not in (None, _embedding(model)):
+    known = {moment.info.get(key) for key in EMBEDDING} - {None}
+    if known and known.isdisjoint(_embedding(model).values()):
         raise ValueError(
             f"moments[{layer}] was {origin}, whose token embedding differs from that "
             f"of {name!r}. Measure it on this model."
@@ -214,13 +216,14 @@ def _origin(model: PreTrainedModel, layer: int) -> dict[str, Any]:
         "layer": layer,
         "module": arch.write(layer),
         "weight": fingerprint(write),
-        "embedding": _embedding(model),
+        **_embedding(model),
     }
 
 
-def _embedding(model: PreTrainedModel) -> str:
+def _embedding(model: PreTrainedModel) -> dict[str, str]:
+    """The fingerprints of the embedding, by which a model is recognised."""
     weight = model.get_parameter(f"{architecture_of(model).embedding}.weight")
-    return fingerprint(weight)
+    return dict(zip(EMBEDDING, fingerprints(weight), strict=True))
 
 
 def _start(
