@@ -350,6 +350,11 @@ def test_a_sum_joins_different_modules():
             torch.testing.assert_close(after[name], weight)
 
 
+def test_only_edits_are_added_to_edits():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Edit() + 1
+
+
 def test_changes_of_different_shapes_do_not_add_up():
     one, other = random_edit(tiny_model("gptj")), random_edit(tiny_model("llama"))
     name = next(iter(one.deltas))

@@ -1,11 +1,14 @@
 """Causal tracing: the limits it must have, and the plain computation it must equal."""
 
+import copy
+
 import pytest
 import torch
+from tokenizers import normalizers
 
 from edutools.arch import architecture_of
 from edutools.effects import ROLES, Trace, average_effect
-from edutools.facts import Fact
+from edutools.facts import Fact, SubjectNotFound
 from edutools.hooks import capture, patch
 from edutools.prompts import encode, fill
 from edutools.runs import Restore, Runs
@@ -300,6 +303,40 @@ def test_many_facts_share_one_size_of_noise(taught):
     frame = traces[2].to_frame()
     assert len(frame) == len(traces[2].tokens) * 3
     assert set(frame.role) <= {*ROLES, "before subject"}
+
+
+def test_traces_and_averages_introduce_themselves():
+    table = torch.tensor([[0.1, 0.2], [0.75, 0.3]])
+    trace = Trace(ZOE, ("a", "b"), (0, 1), "x", "mlp", 3, 0.9, 0.1, table, 2, 0.1)
+    assert repr(trace) == (
+        f"Trace({ZOE.text!r}, kind='mlp', total_effect=0.800, largest effect 0.650 at "
+        "'b', layer 0)"
+    )
+    mean = average_effect([trace])
+    assert mean.roles == ROLES
+    assert torch.equal(mean.at(mean.roles[2]), mean.mean[2])
+
+
+def test_a_given_size_of_noise_serves_all_facts(taught):
+    traces = causal_traces(*taught, FACTS[:2], samples=1, sigma=0.5, noise=2.0)
+    assert [trace.noise for trace in traces] == [1.0, 1.0]
+
+
+def test_subjects_without_a_token_are_refused(taught):
+    lossy = tiny_tokenizer("gptj")
+    lossy.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    with pytest.raises(SubjectNotFound, match="None of the subjects"):
+        embedding_std(taught_model("gptj"), lossy, ["\u200b"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_half_precision_can_be_traced(taught, dtype):
+    model, tokenizer = taught
+    plain = causal_trace(model, tokenizer, ZOE, samples=3)
+    half = causal_trace(copy.deepcopy(model).to(dtype), tokenizer, ZOE, samples=3)
+    assert half.answer == plain.answer
+    assert half.total_effect == pytest.approx(plain.total_effect, abs=0.05)
+    torch.testing.assert_close(half.p_restored, plain.p_restored, atol=0.1, rtol=0)
 
 
 def test_the_size_of_embeddings(taught):
