@@ -5,10 +5,11 @@ import http.server
 import os
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
 from edutools.frames import frames
 from scripts import check_site
@@ -121,6 +122,18 @@ class Visit:
         assert self.wrong == []
 
 
+def settle(page: Page) -> None:
+    """Wait until theme and formulas are there: long pages take their time.
+
+    Goes on after a minute all the same, so that the test says what is missing.
+    """
+    ready = """() => document.documentElement.dataset.theme !== "auto"
+        && [...document.querySelectorAll("article .math")].every(
+            formula => formula.querySelector("mjx-container"))"""
+    with suppress(TimeoutError):
+        page.wait_for_function(ready, timeout=60_000)
+
+
 def visible(page: Page, box) -> list[int]:
     """Numbers of the pictures of a figure with sliders that can be seen."""
     return box.locator("img").evaluate_all(
@@ -156,6 +169,7 @@ def use_sliders(page: Page) -> int:
 def test_page(browser, book, address, width, scheme):
     visit = Visit(browser, book, width, scheme)
     page = visit.go(address)
+    settle(page)
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     formulas = page.locator("article .math")
