@@ -4,8 +4,7 @@ Every token counts, padding never. Moments are measured before any edit and carr
 identifies the model, so that those of another model are refused.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -16,7 +15,7 @@ from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.checks import number, several
 from edutools.hooks import capture, evaluating
 from edutools.loaded import readable, tokenizes
-from edutools.prompts import Batch, pad, token_ids
+from edutools.prompts import Batch
 from edutools.provenance import fingerprint, fingerprints, provenance
 from edutools.secondmoment import (
     SecondMoment,
@@ -24,6 +23,7 @@ from edutools.secondmoment import (
     load_moments,
     save_moments,
 )
+from edutools.stream import Portion, batches, chunks
 
 __all__ = [
     "SecondMoment",
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 EMBEDDING = ("embedding", "embedding_float16")  # one of them fits in any precision
-CHUNK = 512  # texts that are tokenized, and sorted by length, together
 
 
 @overload
@@ -47,6 +46,7 @@ def second_moment(
     layer: int,
     layers: None = None,
     dataset: str = "",
+    shard: tuple[int, int] = (0, 1),
     batch_tokens: int = 4096,
     progress: bool = True,
 ) -> SecondMoment: ...
@@ -59,6 +59,7 @@ def second_moment(
     layer: None = None,
     layers: Sequence[int],
     dataset: str = "",
+    shard: tuple[int, int] = (0, 1),
     batch_tokens: int = 4096,
     progress: bool = True,
 ) -> dict[int, SecondMoment]: ...
@@ -70,6 +71,7 @@ def second_moment(
     layer: int | None = None,
     layers: Sequence[int] | None = None,
     dataset: str = "",
+    shard: tuple[int, int] = (0, 1),
     batch_tokens: int = 4096,
     progress: bool = True,
 ) -> SecondMoment | dict[int, SecondMoment]:
@@ -88,6 +90,8 @@ def second_moment(
         layer: one layer, for a single moment.
         layers: several layers, for a dict of moments.
         dataset: what the texts are, for the record.
+        shard: (rank, world): of every `world` texts only the one of this rank. The
+            moments of all ranks are merged into that of all texts.
         batch_tokens: tokens per forward pass, padding included.
         progress: show a progress bar if there is a terminal.
 
@@ -110,6 +114,8 @@ def second_moment(
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         several("texts", texts, str)  # refuses; a stream of texts is not held
     number("batch_tokens", batch_tokens, int, least=1)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    portion = Portion(max_length=limit, shard=shard)
     wanted = several("layers", layers, int) if layer is None else [layer]
     moments = {item: _start(model, tokenizer, item, dataset) for item in wanted}
     if not moments:
@@ -117,10 +123,11 @@ def second_moment(
     with tqdm(
         desc="second moment", unit=" tokens", disable=not progress or None
     ) as bar:
-        for batch in _batches(model, tokenizer, texts, batch_tokens):
-            moments = _updated(model, batch, moments)
-            bar.update(int(batch.mask.sum()))
-    if not all(moment.count for moment in moments.values()):
+        for chunk in chunks(tokenizer, texts, portion):
+            for batch in batches(tokenizer, chunk.rows, batch_tokens=batch_tokens):
+                moments = _updated(model, batch.to(model.device), moments)
+                bar.update(int(batch.mask.sum()))
+    if portion.shard == (0, 1) and not all(m.count for m in moments.values()):
         raise ValueError("The texts have no tokens. Give one that is not empty.")
     moments = {item: moment.to("cpu") for item, moment in moments.items()}
     return moments if layer is None else moments[layer]
@@ -256,27 +263,6 @@ def _updated(
         layer: moments[layer].update(seen[name], batch.mask.to(seen[name].device))
         for layer, name in names.items()
     }
-
-
-def _batches(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Iterable[str],
-    batch_tokens: int,
-) -> Iterator[Batch]:
-    """Texts of similar length together, cut off at the context, empty ones left out."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    stream = iter(texts)
-    while chunk := list(islice(stream, CHUNK)):
-        rows = sorted((row[:limit] for row in token_ids(tokenizer, chunk)), key=len)
-        batch: list[list[int]] = []
-        for row in filter(None, rows):
-            if batch and (len(batch) + 1) * len(row) > batch_tokens:
-                yield pad(tokenizer, batch).to(model.device)
-                batch = []
-            batch.append(row)
-        if batch:
-            yield pad(tokenizer, batch).to(model.device)
 
 
 def _d_in(model: PreTrainedModel, layer: int) -> int:

@@ -154,6 +154,28 @@ def test_texts_are_cut_off_at_the_context(tiny):
     assert moment.count == 64 + len(tokenizer("Rome").input_ids)
 
 
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_shards_are_merged_into_the_whole(tiny, world):
+    model, tokenizer = tiny("llama")
+    whole = second_moment(model, tokenizer, TEXTS, layer=1)
+    parts = [
+        second_moment(model, tokenizer, iter(TEXTS), layer=1, shard=(rank, world))
+        for rank in range(world)
+    ]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    assert merged.count == whole.count
+    assert sum(part.count == 0 for part in parts) == max(0, world - len(TEXTS))
+    torch.testing.assert_close(merged.total, whole.total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+def test_shards_that_do_not_exist_are_refused(tiny, shard):
+    with pytest.raises(ValueError, match="there is none of rank"):
+        second_moment(*tiny("gpt2"), TEXTS, layer=0, shard=shard)
+
+
 def test_measuring_switches_dropout_off_and_on_again():
     model = tiny_model("gpt2")
     for module in model.modules():
