@@ -1,0 +1,1 @@
+"""What the package's speed was measured with, and what came out."""
