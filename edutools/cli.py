@@ -17,6 +17,7 @@ from edutools.pocket import chosen
 from edutools.records import Loaded, load_cases, load_zsre
 from edutools.report import Report
 from edutools.shell import Commands
+from edutools.texts import read_texts
 
 __all__ = ["app", "main"]
 
@@ -137,7 +138,7 @@ def moments(
     as_json: Json = False,
 ) -> None:
     """Measure the second moments of a model's keys over texts."""
-    wanted, lines = options.layer_list(layers), options.read_texts(texts)
+    wanted, lines = options.layer_list(layers), read_texts(texts)
     for layer in wanted:
         options.fresh(out / f"moment-{layer}.safetensors", force=force)
     loaded, tokenizer = edu.load(model)

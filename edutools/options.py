@@ -1,7 +1,7 @@
 """What a command line is given, as values: texts, layers, settings, facts, moments."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ __all__ = [
     "layer_list",
     "method_of",
     "moments_of",
-    "read_texts",
     "with_setting",
 ]
 
@@ -44,58 +43,6 @@ def layer_list(text: str) -> list[int]:
     if not layers or len(set(layers)) < len(layers):
         raise ValueError(f"Layers {text!r} must be some, and each of them once.")
     return layers
-
-
-def read_texts(file: str | Path) -> Iterator[str]:
-    """The texts of a file, one after the other, without holding them all.
-
-    Args:
-        file: a text in each line, or, if the name ends in .jsonl, in each line an
-            object with the key 'text'. Empty lines count for nothing.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: while reading, if a line is not of that form (with its number).
-
-    Book: sec-command-line
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"No file {str(file)!r}. Give a text file with a text in each line, or a "
-            ".jsonl file with a 'text' in each."
-        )
-    return _lines(file)
-
-
-def _lines(file: Path) -> Iterator[str]:
-    read = _text if file.suffix == ".jsonl" else _stripped
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield read(line, f"{file.name}, line {number}")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file.name} is not text in UTF-8 ({error.reason}). Save it in UTF-8."
-        ) from None
-
-
-def _stripped(line: str, place: str) -> str:
-    return line.strip()
-
-
-def _text(line: str, place: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
-    text = record.get("text") if isinstance(record, Mapping) else None
-    if not isinstance(text, str):
-        raise ValueError(
-            f"{place} must be an object with a 'text'; got {line.strip()[:80]!r}."
-        )
-    return text
 
 
 def with_setting(data: Mapping[str, Any], text: str) -> dict[str, Any]:

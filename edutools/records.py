@@ -5,7 +5,6 @@ and the reason.
 """
 
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,19 +14,16 @@ from typing import Any, TypeVar
 from huggingface_hub import hf_hub_download
 
 from edutools.facts import Case, Fact, ZsreCase
+from edutools.hub import HUB, PINNED, commit_of, reaching, rows, split_address
 from edutools.places import a_path
 
 __all__ = ["PINNED", "Loaded", "Refused", "load_cases", "load_facts", "load_zsre"]
 
 T = TypeVar("T")
 
-HUB = "hub:"
 FACT = ("subject", "prompt", "target", "truth")
 SHOWN = 3  # reasons in a warning
 LENGTH = 300  # characters of a reason
-
-# The state in which a data set of the Hub is read.
-PINNED = {"azhx/counterfact": "c01c413f856ee38f5c080c9fc5e87aff478e2ff9"}
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ def _open(
 ) -> tuple[Iterable[Any], str]:
     """The records as they are, and a name for them."""
     if isinstance(source, str) and source.startswith(HUB):
-        return _from_hub(source.removeprefix(HUB), split, revision)
+        return _from_hub(source, split, revision)
     if split is not None or revision is not None:
         raise ValueError(
             f"split and revision belong to data sets of the Hub, such as "
@@ -241,56 +237,17 @@ def _shortened(text: str) -> str:
 def _from_hub(
     address: str, split: str | None, revision: str | None
 ) -> tuple[Iterable[Any], str]:
-    parts = address.split("/")
-    if len(parts) < 2 or not all(parts):
-        raise ValueError(
-            f"{HUB + address!r} names no data set. Write 'hub:owner/name', or "
-            "'hub:owner/name/file.json' for a file in it."
-        )
-    name, file = "/".join(parts[:2]), "/".join(parts[2:])
-    commit = _commit(name, revision)
+    name, file = split_address(address)
+    commit = commit_of(name, revision)
     if not file:
         split = split or "train"
-        return _rows(name, split, commit), f"{name} ({split}) at {commit[:12]}"
+        return rows(
+            name, split=split, commit=commit
+        ), f"{name} ({split}) at {commit[:12]}"
     if split is not None:
         raise ValueError(
             f"{file!r} is a file; it has no split {split!r}. Leave it out."
         )
-    try:
+    with reaching(f"{file} of {name}", commit):
         path = hf_hub_download(name, file, repo_type="dataset", revision=commit)
-    except Exception as error:
-        raise _unreachable(f"{file} of {name}", commit, error) from error
     return _records_of(Path(path)), f"{file} of {name} at {commit[:12]}"
-
-
-def _commit(name: str, revision: str | None) -> str:
-    commit = PINNED.get(name) if revision is None else revision
-    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise ValueError(
-            f"{name!r} must be read at a fixed state: revision must be a commit of 40 "
-            f"hexadecimal digits, got {revision!r}. Its page on the Hub lists them "
-            f"under 'Files and versions'. Known without one: {', '.join(PINNED)}."
-        )
-    return commit
-
-
-def _rows(name: str, split: str, commit: str) -> Iterable[Any]:
-    try:
-        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise RuntimeError(
-            f"To read {name!r} from the Hub the package datasets is needed. Install it "
-            "with pip install 'edutools[data]', or give a JSON file."
-        ) from None
-    try:
-        return load_dataset(name, split=split, revision=commit)
-    except Exception as error:
-        raise _unreachable(f"{name} ({split})", commit, error) from error
-
-
-def _unreachable(what: str, commit: str, error: Exception) -> FileNotFoundError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return FileNotFoundError(
-        f"The Hub did not give {what} at {commit} ({type(error).__name__}: {reason}). "
-        "Check name, split, revision and connection, or give a JSON file."
-    )

@@ -30,30 +30,6 @@ def test_layers_that_are_none_are_refused(text):
         options.layer_list(text)
 
 
-def test_texts_are_read_line_by_line(tmp_path):
-    (tmp_path / "a.txt").write_text("\ufeffone\n\n  two \r\n“three”", encoding="utf-8")
-    assert list(options.read_texts(tmp_path / "a.txt")) == ["one", "two", "“three”"]
-    lines = [json.dumps({"text": " a\nb", "id": 3}), "", json.dumps({"text": ""})]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    assert list(options.read_texts(tmp_path / "a.jsonl")) == [" a\nb", ""]
-
-
-@pytest.mark.parametrize(
-    "line", ["{", "[]", "3", "null", '"text"', "{}", '{"text": 3}']
-)
-def test_lines_without_a_text_are_named_by_their_number(tmp_path, line):
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n\n{line}\n')
-    texts = options.read_texts(str(tmp_path / "a.jsonl"))
-    assert next(texts) == "a"
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 3 must be an object"):
-        next(texts)
-
-
-def test_a_missing_file_of_texts_is_refused_before_it_is_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No file"):
-        options.read_texts(tmp_path / "none.txt")
-
-
 DATA = {"layers": [3], "lam": 1.5, "key": "mean", "search": {"a": {"seed": 0}, "n": 2}}
 
 
