@@ -123,6 +123,13 @@ class Editors(nn.Module):
         shapes = {n: (w.shape[0], w.shape[1]) for n, w in weights.items()}
         return cls(shapes, **options)
 
+    def beside(self, model: PreTrainedModel) -> "Editors":
+        """These editors, moved to the device of the first weight that they edit.
+
+        Gradients of weights on other devices come to them, and the changes go back.
+        """
+        return self.to(oriented(submodule(model, self.names[0])).device)
+
     @property
     def names(self) -> list[str]:
         """The edited maps, in the order of `alpha`."""
@@ -136,6 +143,7 @@ class Editors(nn.Module):
         """Let the running means and deviations take these gradients into account."""
         for name, found in factors.items():
             editor, _ = self._place(name)
+            found = found.to(self.alpha.device)
             editor.observe(found.u[found.keep], found.d[found.keep])
 
     def transform(
@@ -143,6 +151,7 @@ class Editors(nn.Module):
     ) -> tuple[Float[Tensor, "n tokens d_in"], Float[Tensor, "n tokens d_out"]]:
         """ũ and d̃ of one weight; zero at tokens that do not contribute."""
         editor, mode = self._place(name)
+        factors = factors.to(self.alpha.device)
         keep = factors.keep
         new_u, new_d = editor(factors.u[keep], factors.d[keep], mode)  # (kept, ...)
         u, d = torch.zeros_like(factors.u), torch.zeros_like(factors.d)
@@ -153,6 +162,7 @@ class Editors(nn.Module):
     @torch.no_grad()
     def change(self, name: str, factors: Factors) -> LowRank:
         """The change of one weight, summed over rows and tokens."""
+        factors = factors.to(self.alpha.device)
         u, d = self.transform(name, factors)
         keep = factors.keep
         left = -self.rate(name) * d[keep].T  # (d_out, kept)

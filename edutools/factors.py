@@ -49,6 +49,10 @@ class Factors:
         """Tokens that contribute: neither vector is zero there."""
         return (self.u != 0).any(-1) & (self.d != 0).any(-1)
 
+    def to(self, device: torch.device) -> "Factors":
+        """The same on another device."""
+        return Factors(self.u.to(device), self.d.to(device))
+
     def at(self, places: Int[Tensor, " n"]) -> "Factors":
         """The same with nothing left but one token of each row."""
         tokens = torch.arange(self.u.shape[1], device=self.u.device)
@@ -153,8 +157,9 @@ def adding(model: nn.Module, changes: Mapping[str, Pair]) -> Iterator[None]:
 
     def hook(a: Tensor, b: Tensor):
         def add(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            x = args[0].reshape(len(a), -1, args[0].shape[-1])  # (groups, rows, d_in)
-            more = (x.to(a.dtype) @ a.transpose(1, 2)) @ b  # (groups, rows, d_out)
+            u, d = a.to(output.device), b.to(output.device)
+            x = args[0].reshape(len(a), -1, args[0].shape[-1]).to(u)
+            more = (x @ u.transpose(1, 2)) @ d  # (groups, rows, d_out)
             return output + more.reshape(output.shape).to(output.dtype)
 
         return add

@@ -229,7 +229,8 @@ def _rewritten(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
 
         def output(name: str) -> Callable[[Tensor], Tensor]:
             bias = getattr(submodule(model, name), "bias", None)
-            return lambda _: functional.linear(reads[name], weights[name], bias)
+            W = weights[name]
+            return lambda _: functional.linear(reads[name].to(W.device), W, bias)
 
         with patch(model, {name: output(name) for name in weights}):
             yield

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.checks import number, several, typed
 from edutools.fluency import FORMS
 from edutools.hooks import evaluating
-from edutools.loaded import known, not_nan
+from edutools.loaded import input_device, known, not_nan
 from edutools.prompts import token_ids
 
 __all__ = ["Generation", "generate"]
@@ -208,7 +208,7 @@ def _continued(
         ids[i, : len(row)] = torch.tensor(row)
     cache, fed, at = None, 0, int(starts.min())
     while at < int(ends.max()):
-        given = ids[:, fed:at].to(model.device)
+        given = ids[:, fed:at].to(input_device(model))
         seen = model(input_ids=given, past_key_values=cache, use_cache=True)
         cache, fed = seen.past_key_values, at
         logits = seen.logits[:, -1, : len(tokenizer)].float().cpu()  # (batch, vocab)

@@ -90,7 +90,7 @@ def train_editors(
     Book: sec-mend-training
     """
     _check_cases(cases, held_out, training)
-    run = _begin(editors.to(model.device), training)
+    run = _begin(editors.beside(model), training)
     file = None if checkpoint is None else Path(checkpoint) / CHECKPOINT
     identity = _identity(editors, cases, held_out, training, seed)
     if file is not None and file.is_file():

@@ -21,6 +21,7 @@ from edutools.change import Edit, edit_info
 from edutools.checks import number, several, shown, typed
 from edutools.facts import Fact
 from edutools.hooks import patch
+from edutools.loaded import fetched, in_memory
 from edutools.prompts import target_ids
 from edutools.settings import write
 from edutools.solve import LowRank
@@ -214,11 +215,14 @@ def rewrite(
     old, new = _first_tokens(tokenizer, fact)
     chosen = _by_layer(model, neurons)
     place = architecture_of(model)
-    head = oriented(submodule(model, place.head)).double()  # (vocab, d_out)
-    e, e_new = head[old] / head[old].norm(), head[new] / head[new].norm()  # (d_out,)
+    head = submodule(model, place.head)
+    with fetched(head):
+        e, e_new = oriented(head)[[old, new]].double()  # (d_out,)
+    e, e_new = e / e.norm(), e_new / e_new.norm()  # (d_out,)
     deltas = {}
     for layer, mine in chosen.items():
         W = oriented(submodule(model, place.write(layer))).double()  # (d_out, d_in)
+        in_memory(place.write(layer), W)
         move = (how.add * e_new - how.subtract * e).to(W.device)  # (d_out,)
         left = torch.outer(move, W[:, mine].norm(dim=0))  # (d_out, r)
         right = torch.eye(W.shape[1], dtype=W.dtype, device=W.device)[mine]  # (r, d_in)

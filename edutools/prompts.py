@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.checks import several
 from edutools.facts import SLOT, Fact, SubjectNotFound
-from edutools.loaded import readable, tokenizes
+from edutools.loaded import input_device, readable, tokenizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +291,7 @@ def _next_logits(
 ) -> Float[Tensor, "batch vocab"]:
     """Logits of the next token on the CPU; special and unknown ids are excluded."""
     readable(model, batch.ids)
-    logits = model(**batch.to(model.device).inputs, use_cache=False).logits
+    logits = model(**batch.to(input_device(model)).inputs, use_cache=False).logits
     last = logits[torch.arange(len(batch)), batch.lengths - 1].float().cpu()
     last = last[:, : len(tokenizer)]
     special = [token for token in tokenizer.all_special_ids if token < last.shape[1]]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.arch import architecture_of, n_layers, submodule
 from edutools.checks import number, several
 from edutools.hooks import Seen, capture, evaluating
-from edutools.loaded import not_nan, readable
+from edutools.loaded import input_device, not_nan, readable
 from edutools.rows import AnswerRows, answer_rows
 
 __all__ = [
@@ -112,17 +112,16 @@ def run(
     ids: Int[Tensor, "n tokens"],
     mask: Int[Tensor, "n tokens"],
 ) -> None:
-    """Send padded rows through the model on its own device, without a cache.
+    """Send padded rows through the model, from where it begins, without a cache.
 
     Raises:
         ValueError: if a row is longer than what the model can read, or holds a token
             that it does not know.
     """
     readable(model, ids)
+    place = input_device(model)
     seen.run(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        use_cache=False,
+        input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False
     )
 
 

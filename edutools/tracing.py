@@ -21,7 +21,7 @@ from edutools.effects import Trace
 from edutools.factored import double
 from edutools.facts import Fact, SubjectNotFound
 from edutools.hooks import evaluating
-from edutools.loaded import known, not_nan
+from edutools.loaded import input_device, known, not_nan
 from edutools.prompts import fill, target_ids, token_ids
 from edutools.runs import Restore, Runs
 
@@ -55,7 +55,7 @@ def embedding_std(
             f"None of the subjects {shown(subjects)} has a token. Write them in "
             "characters that the tokenizer knows."
         )
-    ids = torch.tensor(tokens, device=model.device)
+    ids = torch.tensor(tokens, device=input_device(model))
     known(model, ids)
     embed = submodule(model, architecture_of(model).embedding)
     with torch.no_grad():
