@@ -21,7 +21,7 @@ from edutools.checks import of_kind
 from edutools.folder import load_folder, push_folder, save_folder
 from edutools.loaded import a_model, in_memory
 from edutools.places import a_path
-from edutools.provenance import fingerprints, provenance
+from edutools.provenance import fingerprints, provenance, recognized
 from edutools.solve import LowRank
 
 __all__ = ["Edit", "edit_info"]
@@ -200,8 +200,7 @@ class Edit:
                 )
             in_memory(name, weight)
             states = [weight, *(entry[name] for entry in stack if name in entry)]
-            marks = {mark for state in states for mark in fingerprints(state)}
-            if name in known and marks.isdisjoint(known[name]):
+            if name in known and not any(recognized(s, known[name]) for s in states):
                 made_for = self.info.get("model") or "another model"
                 raise ValueError(
                     f"This edit was made for {made_for!r} (revision "

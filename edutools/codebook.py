@@ -17,10 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from edutools.arch import architecture_of, submodule
+from edutools.arch import submodule
+from edutools.checks import shown
 from edutools.hooks import capture, patch
+from edutools.loaded import embedding_weight
 from edutools.places import a_file, a_path
-from edutools.provenance import fingerprint
+from edutools.provenance import fingerprints, recognized
 
 __all__ = ["Codebook", "embedding_of"]
 
@@ -118,7 +120,8 @@ class Codebook:
                 f"The codebook has keys of size {self.keys.shape[1]}; this model's "
                 f"blocks read states of size {size}. Load {made_for!r}."
             )
-        if strict and self.info.get("embedding") not in (None, embedding_of(model)):
+        known = self.info.get("embedding") if strict else None
+        if known is not None and not recognized(embedding_weight(model), known):
             raise ValueError(
                 f"This codebook was written for {made_for!r}; the token embedding of "
                 "the given model differs. Load that model, or pass strict=False."
@@ -225,6 +228,9 @@ class Codebook:
     ) -> "Codebook":
         told = json.loads(metadata["told"])
         module, targets, info = told["module"], tuple(told["targets"]), told["info"]
+        marks = info.get("embedding") if isinstance(info, dict) else info
+        if marks is not None and not isinstance(marks, (str, list)):
+            raise ValueError(f"the part 'info' is {shown(info)}")
         return cls(module, **tensors, targets=targets, info=info)
 
     def __repr__(self) -> str:
@@ -241,11 +247,9 @@ class Codebook:
         )
 
 
-def embedding_of(model: PreTrainedModel) -> str:
-    """The fingerprint of the token embedding, by which a codebook knows its model."""
-    return fingerprint(
-        model.get_parameter(f"{architecture_of(model).embedding}.weight")
-    )
+def embedding_of(model: PreTrainedModel) -> list[str]:
+    """The fingerprints of the token embedding, by which a codebook knows its model."""
+    return fingerprints(embedding_weight(model))
 
 
 def _set(

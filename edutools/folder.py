@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from edutools.checks import shown
-from edutools.places import a_folder, a_path
+from edutools.places import a_folder, a_path, an_object
 from edutools.solve import LowRank
 
 __all__ = ["load_folder", "push_folder", "save_folder"]
@@ -185,13 +185,11 @@ def _factors(tensors: Mapping[str, Any], name: str) -> LowRank:
 
 def _info(path: Path) -> dict[str, Any]:
     """The origin of an edit as it was written, if its parts are what they should be."""
-    info = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(info, dict):
-        raise ValueError(f"{path.name} holds no object")
     kinds = {"weights": list, "facts": list, "method": dict, "fingerprints": dict}
-    for name, kind in kinds.items():
-        if not isinstance(info.get(name, kind()), kind):
-            raise ValueError(f"the part {name!r} is {shown(info[name])}")
+    info = an_object(path, kinds)
+    for name, marks in info.get("fingerprints", {}).items():
+        if not isinstance(marks, (str, list)):
+            raise ValueError(f"the fingerprint of {name} is {shown(marks)}")
     return info
 
 

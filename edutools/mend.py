@@ -2,26 +2,35 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edutools.arch import architecture_of, check_layer
+from edutools.arch import check_layer
 from edutools.change import Edit
 from edutools.checks import typed
 from edutools.editors import OPTIONS, TOKENS, Editors
 from edutools.factors import gradient_factors
 from edutools.facts import Case, Fact
+from edutools.loaded import embedding_weight
+from edutools.mendchecks import (
+    check_editors,
+    checked_cases,
+    checked_place,
+    checked_training,
+)
 from edutools.mendfit import Training
 from edutools.mendfolder import Kept, load_mend, push_mend, save_mend
 from edutools.mendloop import train_editors
 from edutools.mendplan import MemoryPlan, memory_plan
 from edutools.method import Method, Moments, choice
+from edutools.places import a_path
 from edutools.pocket import POCKET_MODELS, pocket
 from edutools.prompts import fill
-from edutools.provenance import fingerprint, provenance
+from edutools.provenance import fingerprint, fingerprints, provenance, recognized
 from edutools.rows import answer_rows, locate
 from edutools.settings import read, write
 
@@ -110,7 +119,7 @@ class MEND(Method):
         for layer in self.layers:
             check_layer(model, layer)
         editors = Editors.of(model, self.layers, seed=self.seed, **self._networks())
-        return replace(self, editors=editors.to(model.device), record=_origin(model))
+        return replace(self, editors=editors.beside(model), record=_origin(model))
 
     def fit(
         self,
@@ -137,13 +146,16 @@ class MEND(Method):
             progress: show a bar and the memory plan.
 
         Raises:
+            TypeError: if cases or settings are something else.
             ValueError: if there are too few cases, a subject is in both lists, or the
                 checkpoint belongs to another training.
+            SubjectNotFound: if a subject is lost in tokenization.
 
         Source: Mitchell et al. 2022 (MEND), algorithm 1.
         Book: sec-mend-training
         """
-        training = training or Training()
+        training, folder = checked_training(training), checked_place(checkpoint)
+        cases, held_out = checked_cases(tokenizer, cases, held_out)
         begun = self if self.editors is not None else self.start(model)
         begun.check(model, tokenizer, [case.fact for case in cases], {})
         begun.plan(model, training=training).announce(progress=progress)
@@ -155,7 +167,7 @@ class MEND(Method):
             held_out=held_out,
             training=training,
             seed=self.seed,
-            checkpoint=checkpoint,
+            checkpoint=folder,
             progress=progress,
         )
         told = {
@@ -176,7 +188,7 @@ class MEND(Method):
         The model may be on the meta device, that is, without its weights.
         """
         return memory_plan(
-            model, self.layers, training or Training(), **self._networks()
+            model, self.layers, checked_training(training), **self._networks()
         )
 
     def check(
@@ -198,12 +210,14 @@ class MEND(Method):
                 "fit(model, tokenizer, cases, ...), or read them with "
                 "MEND.from_pretrained(folder)."
             )
-        if self.record.get("embedding") not in (None, _origin(model)["embedding"]):
+        known = self.record.get("embedding")
+        if known is not None and not recognized(embedding_weight(model), known):
             raise ValueError(
                 f"This MEND was trained for {self.record.get('model')!r}; the given "
                 f"model {provenance(model)['model']!r} has another token embedding. "
                 "Train one for this model with fit."
             )
+        check_editors(model, self.editors, self.layers)
 
     def compute(
         self,
@@ -236,8 +250,9 @@ class MEND(Method):
 
         Raises:
             ValueError: if there are no networks yet.
+            OSError: if the folder cannot be made or written to.
         """
-        save_mend(self._kept(), Path(folder))
+        save_mend(self._kept(), a_path("folder", folder))
 
     @classmethod
     def from_pretrained(
@@ -249,9 +264,9 @@ class MEND(Method):
             FileNotFoundError: if neither exists.
             ValueError: if a file is damaged or does not fit the settings.
         """
-        shipped = str(folder) in POCKET_MODELS
+        shipped = str(a_path("folder", folder)) in POCKET_MODELS
         place = pocket(str(folder)) / "mend" if shipped else folder
-        kept = load_mend(place, revision=revision)
+        kept = load_mend(place, revision=revision, check=partial(read, cls))
         mend = read(cls, kept.settings)
         return replace(mend, editors=kept.editors, record=kept.record)
 
@@ -276,5 +291,4 @@ class MEND(Method):
 
 def _origin(model: PreTrainedModel) -> dict[str, Any]:
     """Which model the networks belong to; the embedding survives every edit."""
-    embedding = model.get_parameter(f"{architecture_of(model).embedding}.weight")
-    return provenance(model) | {"embedding": fingerprint(embedding)}
+    return provenance(model) | {"embedding": fingerprints(embedding_weight(model))}

@@ -1,17 +1,22 @@
 """The folder a trained MEND is kept in: networks, settings, and a card."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from edutools.checks import shown
 from edutools.editors import OPTIONS, Editors
+from edutools.places import a_folder, a_path, an_object
 
 __all__ = ["Kept", "load_mend", "push_mend", "save_mend"]
 
@@ -40,11 +45,11 @@ class Kept:
 def save_mend(kept: Kept, folder: Path) -> None:
     """Write networks, settings and card.
 
+    Raises:
+        OSError: if the folder cannot be made or written to.
+
     Book: sec-mend-training
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = kept.editors.state_dict()
-    save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / WEIGHTS)
     told = {
         "format": FORMAT,
         "settings": kept.settings,
@@ -52,12 +57,25 @@ def save_mend(kept: Kept, folder: Path) -> None:
         "record": kept.record,
     }
     text = json.dumps(told, indent=1, ensure_ascii=False)
+    folder = a_folder(folder)
+    tensors = kept.editors.state_dict()
+    save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, folder / WEIGHTS)
     (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(kept.record), encoding="utf-8")
 
 
-def load_mend(folder: str | Path, *, revision: str | None = None) -> Kept:
+def load_mend(
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    check: Callable[[Any], object] = lambda settings: None,
+) -> Kept:
     """Read a trained MEND from a folder or from the Hub.
+
+    Args:
+        folder: its path, or its id on the Hub.
+        revision: on the Hub.
+        check: refuses settings that are none of a MEND.
 
     Raises:
         FileNotFoundError: if neither exists.
@@ -65,7 +83,7 @@ def load_mend(folder: str | Path, *, revision: str | None = None) -> Kept:
 
     Book: sec-mend-training
     """
-    path = Path(folder)
+    path = a_path("folder", folder)
     if not path.is_dir():
         path = _download(str(folder), revision)
     if not (path / SETTINGS).is_file() or not (path / WEIGHTS).is_file():
@@ -73,31 +91,67 @@ def load_mend(folder: str | Path, *, revision: str | None = None) -> Kept:
             f"{str(folder)!r} holds no MEND: {SETTINGS} or {WEIGHTS} is missing. Give "
             "a folder written by MEND.save_pretrained."
         )
+    file = SETTINGS
     try:
-        told = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
-        return _read(told, load_file(path / WEIGHTS))
-    except (
-        SafetensorError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    ) as error:
+        told = _told(path / SETTINGS, check)
+        file = WEIGHTS
+        editors = _editors(told, load_file(path / WEIGHTS))
+    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ValueError(
-            f"The MEND in {path.name!r} is damaged or not complete "
-            f"({str(error).splitlines()[0]}). Copy it again, or train it anew."
+            f"The MEND in {path.name!r} is damaged or not complete ({file}: {reason}). "
+            "Copy it again, or train it anew."
         ) from None
+    return Kept(told["settings"], editors, told["record"])
 
 
-def _read(told: dict[str, Any], tensors: dict[str, Any]) -> Kept:
-    if told["format"] != FORMAT:
-        raise ValueError(f"its format is {told['format']!r}, not {FORMAT!r}")
-    shapes = {name: (rows, columns) for name, (rows, columns) in told["shapes"].items()}
+def _told(path: Path, check: Callable[[Any], object]) -> dict[str, Any]:
+    """What the file of settings says, if its parts go together."""
+    kinds = {"format": str, "settings": dict, "shapes": dict, "record": dict}
+    told = an_object(path, kinds)
+    if told.get("format") != FORMAT:
+        raise ValueError(f"its format is {told.get('format')!r}, not {FORMAT!r}")
+    missing = [part for part in kinds if part not in told] or [
+        name for name in ("layers", *OPTIONS) if name not in told["settings"]
+    ]
+    if missing:
+        raise ValueError(f"it lacks {missing[0]!r}")
+    check(told["settings"])
+    marks = told["record"].get("embedding")
+    if marks is not None and not isinstance(marks, (str, list)):
+        raise ValueError(f"the part 'embedding' is {shown(marks)}")
+    told["shapes"] = {name: _shape(name, at) for name, at in told["shapes"].items()}
+    _check_layers(told["settings"]["layers"], list(told["shapes"]))
+    return told
+
+
+def _check_layers(layers: list[int], names: list[str]) -> None:
+    """Refuse names of weights that do not lie in these layers, equally many in each."""
+    for i, name in enumerate(names):
+        layer = layers[i * len(layers) // len(names)]
+        if len(names) % len(layers) or str(layer) not in name.split("."):
+            raise ValueError(f"the layers are {layers}, but the networks change {name}")
+
+
+def _shape(name: str, value: Any) -> tuple[int, int]:
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(type(size) is int and size > 0 for size in value)
+    ):
+        raise ValueError(f"the shape of {name} is {shown(value)}")
+    return value[0], value[1]
+
+
+def _editors(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Editors:
+    """The networks, if the file holds them all and only numbers."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds a NaN or an infinity")
     options = {name: told["settings"][name] for name in OPTIONS}
-    editors = Editors(shapes, **options)
-    editors.load_state_dict(tensors)
-    return Kept(told["settings"], editors.requires_grad_(False), told["record"])
+    editors = Editors(told["shapes"], **options)
+    editors.load_state_dict(dict(tensors))
+    return editors.requires_grad_(False)
 
 
 def push_mend(kept: Kept, repo_id: str, *, private: bool) -> str:

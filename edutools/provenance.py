@@ -1,6 +1,7 @@
 """Which model a number comes from: names, versions and fingerprints of weights."""
 
 import hashlib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from edutools.loaded import in_memory
 
-__all__ = ["fingerprint", "fingerprints", "provenance"]
+__all__ = ["fingerprint", "fingerprints", "provenance", "recognized"]
 
 SAMPLE = 2**20
 
@@ -54,6 +55,26 @@ def fingerprints(weight: Shaped[Tensor, "..."]) -> list[str]:
     (False, True)
     """
     return [fingerprint(weight), fingerprint(weight.to(torch.float16))]
+
+
+def recognized(weight: Shaped[Tensor, "..."], known: str | Sequence[str]) -> bool:
+    """Whether a weight is one whose fingerprints were kept, in whatever precision.
+
+    Args:
+        weight: as it is now.
+        known: what `fingerprints` gave; or the single `fingerprint` of older files,
+            which fits the precision it was made in, and bfloat16.
+
+    Book: sec-edits-as-values
+
+    >>> w = torch.tensor([[1.00391, 2.0]])
+    >>> [recognized(x, fingerprints(w)) for x in (w, w.bfloat16(), w.half(), -w)]
+    [True, True, True, False]
+    >>> recognized(w, fingerprint(w)), recognized(w.half(), fingerprint(w))
+    (True, False)
+    """
+    marks = {known} if isinstance(known, str) else {*known}
+    return not marks.isdisjoint(fingerprints(weight))
 
 
 def provenance(model: PreTrainedModel) -> dict[str, Any]:

@@ -65,6 +65,10 @@ class Bench:
         self.models["flat"] = copy.deepcopy(model).to("meta")
         self.models["packed"] = copy.deepcopy(model)
         self.models["broken"] = copy.deepcopy(model)
+        self.models["slim"] = copy.deepcopy(model)
+        mlp = self.models["slim"].model.layers[1].mlp
+        mlp.gate_proj, mlp.up_proj = (torch.nn.Linear(16, 20) for _ in range(2))
+        mlp.down_proj = torch.nn.Linear(20, 16)
         for layer in range(3):
             scaled(self.models["broken"], layer, NAN)
         scaled(self.models["half"], 1, 20_000.0)
@@ -113,7 +117,9 @@ class Bench:
         self.damage("edit", "numbered", "edit.json", put(weights=3))
         self.damage("edit", "named", "edit.json", put(method="ROME"))
         self.damage("edit", "newer", "edit.json", put(format="edutools edit 9"))
+        self.damage("edit", "marked", "edit.json", put(fingerprints={"a": 3}))
         self.damage("edit", "nan", "adapter_model.safetensors", spoil(NAN))
+        self.mends()
         self.damage("moments", "cut moments", "moment-1.safetensors", cut)
         self.damage("moments", "uncounted", "moment-1.safetensors", retell("count"))
         self.damage("moments", "oblong", "moment-1.safetensors", reshape)
@@ -130,6 +136,29 @@ class Bench:
             (self.folder / f"{name}.json").write_text(text, encoding="utf-8")
         (self.folder / "cut.json").write_text(json.dumps([RECORD])[:40])
         (self.folder / "latin.json").write_bytes('["é"]'.encode("latin-1"))
+
+    def mends(self) -> None:
+        mend = edu.MEND(layers=(1,), rank=2).start(self.model)
+        mend.save_pretrained(self.folder / "mend")
+        told = json.loads((self.folder / "mend/mend.json").read_text(encoding="utf-8"))
+        names = {name.replace(".1.", ".0."): at for name, at in told["shapes"].items()}
+        wider = {name: [rows, 8] for name, (rows, _) in told["shapes"].items()}
+        for name, parts in {
+            "no record": {"record": 3},
+            "no shape": {"shapes": dict.fromkeys(told["shapes"], "wide")},
+            "no mark": {"record": {"embedding": 3}},
+            "rank in words": {"settings": told["settings"] | {"rank": "two"}},
+            "no layers": {"settings": {"rank": 2}},
+            "another setting": {"settings": told["settings"] | {"rate": 2}},
+            "another layer": {"shapes": names},
+            "another width": {"shapes": wider},
+            "a larger rank": {"settings": told["settings"] | {"rank": 3}},
+        }.items():
+            self.damage("mend", name, "mend.json", put(**parts))
+        self.damage("mend", "half a mend", "mend.json", cut)
+        self.damage("mend", "cut networks", "editors.safetensors", cut)
+        self.damage("mend", "a list", "mend.json", lambda path: path.write_text("[1]"))
+        self.damage("mend", "no numbers", "editors.safetensors", spoil(NAN))
 
     def damage(self, what: str, name: str, file: str, change: Callable) -> None:
         shutil.copytree(self.folder / what, self.folder / name)
@@ -151,7 +180,8 @@ def put(**values: Any) -> Callable[[Path], None]:
 
 def rewritten(path: Path, change: Callable[[dict, dict], None]) -> None:
     with safe_open(path, "pt") as file:
-        told, kept = dict(file.metadata()), {k: file.get_tensor(k) for k in file.keys()}
+        told = dict(file.metadata() or {})
+        kept = {name: file.get_tensor(name) for name in file.keys()}
     change(told, kept)
     save_file(kept, path, told)
 

@@ -42,6 +42,11 @@ def names_of(record: Record) -> list[str]:
     return [name.removesuffix(".weight") for name in record.data["inner_params"]]
 
 
+def layers_of(record: Record) -> tuple[int, ...]:
+    """The layers in which they lie."""
+    return tuple(sorted({int(name.split(".")[2]) for name in names_of(record)}))
+
+
 def statistics(record: Record, place: str, ours: str) -> dict[str, torch.Tensor]:
     """Running means and sums of squares of u and d."""
     found = {}

@@ -132,6 +132,24 @@ def continued(prompts: Any = ("Anna lives in",), **options: Any) -> Callable:
     return lambda b: generate(b.model, b.tokenizer, prompts, **options)
 
 
+def learned(b: Bench) -> edu.MEND:
+    """A MEND with networks for the bench's model."""
+    return edu.MEND(layers=(1,), rank=2).start(b.model)
+
+
+def fitted(model: Any = "taught", **options: Any) -> Callable[[Bench], Any]:
+    """A training of MEND; the model by its name on the bench."""
+
+    def call(b: Bench) -> Any:
+        given = {"tokenizer": b.tokenizer, "cases": [CASE, *OTHERS]} | options
+        tokenizer, cases = given.pop("tokenizer"), given.pop("cases")
+        given = {"held_out": OTHERS, "progress": False} | given
+        mend = edu.MEND(layers=(1,), rank=2)
+        return mend.fit(b.models.get(model), tokenizer, cases, **given)
+
+    return call
+
+
 def evaluated(cases: Any = (CASE,), **options: Any) -> Callable[[Bench], Any]:
     return lambda b: edu.evaluate(b.model, b.tokenizer, cases, **options)
 
@@ -843,8 +861,123 @@ EDITS = {
         "a number for its weights": ("numbered", "'weights' is 3", "damaged"),
         "a name for its method": ("named", "'method' is 'ROME'", "damaged"),
         "another format": ("newer", "'newer'", "not of format 'edutools edit 1'"),
+        "a number for a fingerprint": ("marked", "of a is 3", "truncated or damaged"),
         "nan in its weights": ("nan", "holds a NaN", "would ruin the model"),
     }.items()
+}
+
+MENDS = {
+    f"MEND with {name}": Bad(
+        lambda b, name=name: edu.MEND.from_pretrained(b.folder / name),
+        ValueError,
+        f"'{name}' is damaged or not complete",
+        rf"\({wanted}\)\. Copy it again, or train it anew",
+    )
+    for name, wanted in {
+        "no record": r"mend\.json: the part 'record' is 3",
+        "no shape": r"mend\.json: the shape of model\S+proj is 'wide'",
+        "no mark": r"mend\.json: the part 'embedding' is 3",
+        "no layers": r"mend\.json: it lacks 'layers'",
+        "rank in words": r"mend\.json: MEND\.rank is 'two'; it must be a whole number",
+        "another setting": r"mend\.json: MEND has no setting 'rate'.*",
+        "another layer": r"mend\.json: the layers are \[1\], but .*model\.layers\.0.*",
+        "another width": r"editors\.safetensors: .*size mismatch.*",
+        "a larger rank": r"editors\.safetensors: .*size mismatch.*",
+        "half a mend": r"mend\.json: .*line \d+.*",
+        "a list": r"mend\.json: mend\.json holds no object",
+        "cut networks": r"editors\.safetensors: .*",
+        "no numbers": r"editors\.safetensors: \S+ holds a NaN or an infinity",
+    }.items()
+} | {
+    "MEND from nowhere": Bad(
+        lambda _: edu.MEND.from_pretrained(None), TypeError, "None", "must be a path"
+    ),
+    "MEND kept in a file": Bad(
+        lambda b: learned(b).save_pretrained(b.folder / "file"),
+        FileExistsError,
+        "file' is a file",
+        "Name a folder",
+    ),
+    "MEND kept nowhere": Bad(
+        lambda b: learned(b).save_pretrained(None), TypeError, "None", "must be a path"
+    ),
+    "MEND of another model": Bad(
+        lambda b: b.edit(method=learned(b), on="other"),
+        ValueError,
+        "This MEND was trained for",
+        "Train one for this model with fit",
+    ),
+    "MEND of other layers than its networks": Bad(
+        lambda b: b.edit(method=replace(learned(b), layers=(0,))),
+        ValueError,
+        "MEND.layers is [0]",
+        "networks do not belong to.* Train new ones",
+    ),
+    "MEND of weights of another shape": Bad(
+        lambda b: b.edit(method=learned(b), on="slim"),
+        ValueError,
+        "of shape (24, 16)",
+        r"that of the model has \(20, 16\)\. Train one",
+    ),
+    "MEND of a single case": Bad(
+        fitted(cases=CASE), TypeError, "not one", r"Pass \[case\]"
+    ),
+    "MEND of no cases": Bad(
+        fitted(cases=None), TypeError, "None", "cases must be a list, each item a Case"
+    ),
+    "MEND of facts": Bad(
+        fitted(cases=TINY_FACTS), TypeError, "Fact(", r"cases\[0\] must be a Case"
+    ),
+    "MEND of a dict": Bad(
+        fitted(cases={"a": CASE}), TypeError, "{'a': Case(", "cases must be a list"
+    ),
+    "MEND that holds out None": Bad(
+        fitted(held_out=None), TypeError, "None", "held_out must be a list"
+    ),
+    "MEND that holds out a single case": Bad(
+        fitted(held_out=CASE), TypeError, "not one", r"held_out must .* Pass \[case\]"
+    ),
+    "MEND that holds out facts": Bad(
+        fitted(held_out=TINY_FACTS), TypeError, "Fact(", r"held_out\[0\] must be a Case"
+    ),
+    "MEND with a dict for its training": Bad(
+        fitted(training={"steps": 1}),
+        TypeError,
+        "{'steps': 1}",
+        r"a Training such as Training\(steps=1000\)",
+    ),
+    "MEND with a class for its training": Bad(
+        fitted(training=Training), TypeError, "'edutools", r"such as Training\(steps"
+    ),
+    "plan of a MEND by a number": Bad(
+        lambda b: edu.MEND(layers=(1,)).plan(b.model, training=3),
+        TypeError,
+        "3",
+        "training must be a Training",
+    ),
+    "MEND without a tokenizer": Bad(
+        fitted(tokenizer=None), TypeError, "None", "must be the model's tokenizer"
+    ),
+    "MEND without a model": Bad(
+        fitted(model=None), TypeError, "None", "must be a loaded model"
+    ),
+    "MEND of a model without values": Bad(
+        fitted(model="flat"), ValueError, "meta", "Load all of it into memory"
+    ),
+    "MEND that keeps its state in a file": Bad(
+        fitted(checkpoint="file"), FileExistsError, "'file' is a file", "Name a folder"
+    ),
+    "MEND that keeps its state in a number": Bad(
+        fitted(checkpoint=3), TypeError, "3", "checkpoint must be a path"
+    ),
+    "MEND of a subject that is lost": Bad(
+        fitted(
+            tokenizer=wordy(), cases=[edu.Case(edu.Fact("Zoë", "{} is in", "Rome"))]
+        ),
+        SubjectNotFound,
+        "'Zoë'",
+        "tokens",
+    ),
 }
 
 FILES = {
@@ -1188,6 +1321,7 @@ BAD: Mapping[str, Bad] = {
         "models": MODELS,
         "edits": EDITS,
         "files": FILES,
+        "trained networks": MENDS,
         "work": WORK,
     }.items()
     for name, bad in group.items()

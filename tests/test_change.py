@@ -395,6 +395,21 @@ def test_an_edit_of_other_weights_is_refused():
     assert same(other, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_fingerprint_of_an_older_folder_is_enough_where_it_was_made(
+    dtype, tmp_path
+):
+    model = tiny_model("gptj").to(dtype)
+    edit = random_edit(model)
+    marks = {name: both[0] for name, both in edit.info["fingerprints"].items()}
+    Edit(edit.deltas, {**edit.info, "fingerprints": marks}).save_pretrained(tmp_path)
+    older = Edit.from_pretrained(tmp_path)
+    with older.applied(model), older.applied(model):
+        pass
+    with pytest.raises(ValueError, match="This edit was made for"):
+        older.apply_(tiny_model("gptj", seed=1).to(dtype))
+
+
 def test_one_other_weight_is_enough_to_refuse():
     """Also if the first edited layers agree; nothing has been changed by then."""
     model = tiny_model("gptj")

@@ -1,5 +1,6 @@
 """GRACE: what the codebook says near its keys, and that nothing changes elsewhere."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -331,6 +332,21 @@ def test_another_model_is_refused(taught, book, tiny):
         pytest.raises(ValueError, match=r"keys of size 8; .* states of size 16"),
         narrow.applied(model),
     ):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_codebook_fits_its_model_in_half_precision_too(taught, book, dtype):
+    with book.applied(copy.deepcopy(taught[0]).to(dtype)):
+        pass
+    one = {**book.info, "embedding": book.info["embedding"][0]}  # as in older files
+    older = replace(book, info=one)
+    with older.applied(taught[0]), older.applied(copy.deepcopy(taught[0]).bfloat16()):
+        pass
+    stranger = copy.deepcopy(taught[0]).to(dtype)
+    with torch.no_grad():
+        stranger.get_input_embeddings().weight[0] += 1
+    with pytest.raises(ValueError, match="was written for"), book.applied(stranger):
         pass
 
 

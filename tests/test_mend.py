@@ -1,5 +1,6 @@
 """MEND: gradients in factors, editors that start as the identity, training, editing."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from edutools.mendfit import draw_batch, edit_loss
 from edutools.mendloop import CHECKPOINT, train_editors
 from edutools.mendplan import editor_size
 from edutools.prompts import fill
+from edutools.provenance import fingerprint
 from edutools.rows import answer_rows
 from edutools.scoring import answer_logits, score
 from edutools.testing import TINY, TINY_FACTS, taught_model, tiny_model, tiny_tokenizer
@@ -400,6 +402,34 @@ def test_another_model_is_refused(gpt2):
     mend = SMALL.start(tiny_model("gpt2", seed=1))
     with pytest.raises(ValueError, match="another token embedding"):
         edu.edit(model, tokenizer, TINY_FACTS, method=mend)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_edits_the_model_in_half_precision_too(gpt2, dtype):
+    model, tokenizer = gpt2
+    mend = SMALL.start(model)
+    full = edu.edit(model, tokenizer, TINY_FACTS[:1], method=mend)
+    half = copy.deepcopy(model).to(dtype)
+    change = edu.edit(half, tokenizer, TINY_FACTS[:1], method=mend)
+    for name, delta in change.deltas.items():
+        near = full.deltas[name].dense()
+        far = (delta.dense() - near).norm() / near.norm()
+        assert float(far) < 0.1
+    other = tiny_model("gpt2", seed=1).to(dtype)
+    with pytest.raises(ValueError, match="another token embedding"):
+        edu.edit(other, tokenizer, TINY_FACTS[:1], method=mend)
+
+
+def test_one_fingerprint_of_an_older_folder_is_enough_where_it_was_made(gpt2):
+    model, tokenizer = gpt2
+    mend = SMALL.start(model)
+    known = fingerprint(model.transformer.wte.weight)
+    older = replace(mend, record={**mend.record, "embedding": known})
+    for dtype in (torch.float32, torch.bfloat16):
+        same = copy.deepcopy(model).to(dtype)
+        edu.edit(same, tokenizer, TINY_FACTS[:1], method=older)
+    with pytest.raises(ValueError, match="another token embedding"):
+        edu.edit(copy.deepcopy(model).half(), tokenizer, TINY_FACTS[:1], method=older)
 
 
 def test_it_edits_a_model_that_was_edited_before(gpt2):

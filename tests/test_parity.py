@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from recorded import Record, Table, fact_of, records, relative
-from recorded_mend import editors_of, names_of
+from recorded_mend import editors_of, layers_of, names_of
 
 from edutools.arch import architecture_of
 from edutools.batch import EMMET, MEMIT, BatchMethod
@@ -867,7 +867,7 @@ def test_mend_from_the_facts_to_the_end(mend_file, table):
         shared=told["shared"],
         normalize=told["norm"],
         reduction="mean",
-        layers=(0,),  # the recorded editors name their weights themselves
+        layers=layers_of(mend_file),
         editors=editors_of(mend_file),
     )
     for batch, facts in mend_batches(mend_file):
