@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edutools.effects import Trace
 from edutools.facts import Fact
+from edutools.finetune import KINDS, FineTune
 from edutools.method import Method
 from edutools.moments import SecondMoment, load_moments
 from edutools.pocket import POCKET_MODELS, pocket
@@ -107,7 +109,7 @@ def method_of(
     """A method by its name, with the settings of a preset and some of one's own.
 
     Args:
-        name: such as 'rome'.
+        name: such as 'rome'; 'ft', 'ft-l' and 'ft-m' are the kinds of fine-tuning.
         model: whose preset is taken if none is named; if it has none, the settings
             start from the method's defaults, but then some must be given.
         preset: name of the model whose preset is taken.
@@ -115,16 +117,18 @@ def method_of(
         folder: where a trained method is kept.
 
     Raises:
-        ValueError: if method, preset or a setting is unknown, or a trained method
-            lacks its folder.
+        ValueError: if method, preset or a setting is unknown, a trained method lacks
+            its folder, or settings make another kind of fine-tuning of the one named.
 
     Book: sec-command-line
     """
-    kind = Method.named(name)
+    tuned = next((known for known in KINDS if _letters(known) == _letters(name)), None)
+    kind = Method.named(name) if tuned is None else FineTune
     if folder is not None:
         return _trained(kind, folder, preset, settings)
+    read = kind.preset if tuned is None else partial(FineTune.preset, kind=tuned)
     try:
-        method = kind.preset(preset or model)
+        method = read(preset or model)
     except ValueError:
         if preset is not None or not settings:
             raise
@@ -132,7 +136,18 @@ def method_of(
     data = method.to_dict()
     for text in settings:
         data = with_setting(data, text)
-    return Method.from_dict(data)
+    method = Method.from_dict(data)
+    made = getattr(method, "kind", tuned)
+    if tuned is not None and made != tuned:
+        raise ValueError(
+            f"The method is {tuned}, but with these settings it is {made}. FT-L has an "
+            "epsilon, FT none and loss='last', FT-M none and loss='target'."
+        )
+    return method
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def _trained(

@@ -1,6 +1,7 @@
 """What a command line is given, read as values; and values as text."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,29 @@ def test_settings_start_from_the_defaults_where_there_is_no_preset():
     assert told == edu.MEMIT(lam=7.0)
     with pytest.raises(ValueError, match="MEMIT has no preset for 'gpt-2'"):
         options.method_of("memit", model="mine", preset="gpt-2", settings=["lam=7"])
+
+
+@pytest.mark.parametrize("kind", ["FT", "FT-L", "FT-M"])
+def test_the_kinds_of_fine_tuning_are_methods_of_their_own(kind):
+    for name in (kind.lower(), kind.replace("-", "_")):
+        told = options.method_of(name, model="pocket-llama", settings=["steps=3"])
+        wanted = edu.FineTune.preset("pocket-llama", kind=kind)
+        assert told == replace(wanted, steps=3)
+        assert told.kind == kind
+    with pytest.raises(ValueError, match=f"{kind} has no preset for 'mine'"):
+        options.method_of(kind, model="mine")
+
+
+def test_settings_cannot_make_another_kind_of_fine_tuning():
+    for name, more in (("ft", "loss=target"), ("ft-l", "epsilon=null")):
+        with pytest.raises(ValueError, match=r"it is FT-M\. FT-L has an epsilon"):
+            options.method_of(name, model="pocket-llama", settings=[more])
+    with pytest.raises(ValueError, match=r"The method is FT-L, but .* it is FT-M"):
+        options.method_of("ft-l", model="mine", settings=["layers=3"])
+    told = options.method_of("ft-l", model="mine", settings=["epsilon=1e-3"])
+    assert told == edu.FineTune(epsilon=1e-3)
+    free = options.method_of("finetune", model="mine", settings=["epsilon=1e-3"])
+    assert free == told
 
 
 def test_a_trained_method_comes_from_its_folder_alone(tmp_path, monkeypatch):
