@@ -5,8 +5,18 @@ reference, and, where the two differ, looks for a known mistake that gives the s
 numbers. It never shows the reference.
 """
 
+from edutools.exercises.emmet import check_emmet_update, check_multipliers
 from edutools.exercises.feedback import Feedback
 from edutools.exercises.measuring import check_score
+from edutools.exercises.memit import check_lam_for_share, check_memit_update
 from edutools.exercises.rome import check_rome_update
 
-__all__ = ["Feedback", "check_rome_update", "check_score"]
+__all__ = [
+    "Feedback",
+    "check_emmet_update",
+    "check_lam_for_share",
+    "check_memit_update",
+    "check_multipliers",
+    "check_rome_update",
+    "check_score",
+]
