@@ -4,6 +4,7 @@ import difflib
 import os
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -76,7 +77,7 @@ def chosen(name: str | Path | None = None) -> str:
 
 
 def load(
-    name: str | Path | None = None,
+    name: str | Path | None = None, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that a chapter runs on, in evaluation mode, and its tokenizer.
 
@@ -85,6 +86,7 @@ def load(
 
     Args:
         name: as of `chosen`.
+        options: of `from_pretrained`, such as `dtype` or `device_map`.
 
     Raises:
         ValueError: if there is no such pocket model, or the folder holds no model.
@@ -95,7 +97,8 @@ def load(
     name = chosen(name)
     ours = name.startswith("pocket-")
     source = str(pocket(name)) if ours else _folder_or_id(name)
-    options = {"device_map": "auto"} if torch.cuda.is_available() and not ours else {}
+    large = torch.cuda.is_available() and not ours
+    options = ({"device_map": "auto"} if large else {}) | options
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, **options)

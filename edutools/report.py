@@ -153,13 +153,13 @@ class Report:
 
         return pandas.DataFrame({k: v.tolist() for k, v in self.values.items()})
 
-    def save(self, path: str | Path) -> None:
-        """Write the report into a JSON file: values, units, conventions and texts."""
+    def to_dict(self) -> dict[str, Any]:
+        """Values, units, conventions and texts as plain values, for JSON."""
         columns = {
             metric: [None if math.isnan(value) else value for value in column.tolist()]
             for metric, column in self.values.items()
         }
-        data = {
+        return {
             "format": FORMAT,
             "convention": self.convention,
             "parts": list(self.parts),
@@ -168,7 +168,19 @@ class Report:
             "values": columns,
             "texts": dict(self.texts),
         }
-        text = json.dumps(data, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Report":
+        """The report that `to_dict` described.
+
+        Raises:
+            ValueError: if it describes none.
+        """
+        return cls(**_fields(data))
+
+    def save(self, path: str | Path) -> None:
+        """Write the report into a JSON file: values, units, conventions and texts."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -185,7 +197,7 @@ class Report:
                 f"No report {str(path)!r}. Give a file written by Report.save."
             )
         try:
-            return cls(**_fields(json.loads(path.read_text(encoding="utf-8"))))
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path.name} is damaged or no report ({type(error).__name__}: "

@@ -1,15 +1,19 @@
 """A group of commands whose errors are one line and whose talk is kept from results."""
 
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import typer
 from transformers.utils import logging as hf_logging
 from typer.core import TyperGroup
+
+from edutools.ranks import Elsewhere, joined
 
 __all__ = ["Commands", "quiet"]
 
@@ -20,6 +24,8 @@ ERRORS = (ValueError, LookupError, TypeError, OSError, RuntimeError)
 
 class Commands(TyperGroup):
     """The commands; a user's error is one line and exit code 2.
+
+    Of several processes the first one speaks; of their errors the first is told.
 
     Book: sec-command-line
     """
@@ -38,13 +44,20 @@ class Commands(TyperGroup):
         """Run a command; return its exit code."""
         debug = False
         try:
-            with self.make_context(NAME, args) as context, quiet():
+            with (
+                joined(calm=(typer.Exit, typer.Abort)) as ranks,
+                nullcontext() if ranks.leads else _silent(),
+                self.make_context(NAME, args) as context,
+                quiet(),
+            ):
                 debug = bool(context.params.get("debug"))
                 self.invoke(context)
         except typer.Exit as leave:
             return leave.exit_code
         except (KeyboardInterrupt, typer.Abort):
             return 130
+        except Elsewhere:  # the other process says why
+            return 2
         except Exception as error:
             if not isinstance(error, ERRORS) and not hasattr(error, "format_message"):
                 raise
@@ -75,6 +88,16 @@ def quiet() -> Iterator[None]:
             hf_logging.set_verbosity(verbosity)
             if bars:
                 hf_logging.enable_progress_bar()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _warn(message: Warning | str, *place: Any) -> None:

@@ -1,5 +1,6 @@
 """Results as plain text for a terminal, and as plain values for JSON."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -15,6 +16,7 @@ __all__ = [
     "describe_moments",
     "describe_reports",
     "describe_trace",
+    "dumped",
     "edit_values",
     "moment_values",
     "plain",
@@ -70,6 +72,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def dumped(value: Any) -> str:
+    """The text of `plain` values in JSON.
+
+    Book: sec-command-line
+    """
+    return json.dumps(plain(value), indent=2, allow_nan=False)
 
 
 def trace_values(trace: Trace) -> dict[str, Any]:
