@@ -4,37 +4,32 @@ Every token counts, padding never. Moments are measured before any edit and carr
 identifies the model, so that those of another model are refused.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, overload
 
-import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edutools.arch import architecture_of, check_layer, oriented, submodule
-from edutools.checks import number, several
-from edutools.hooks import capture, evaluating
-from edutools.loaded import readable, tokenizes
-from edutools.prompts import Batch
-from edutools.provenance import fingerprint, fingerprints, provenance
-from edutools.secondmoment import (
-    SecondMoment,
-    checked_moments,
-    load_moments,
-    save_moments,
-)
-from edutools.stream import Portion, batches, chunks
+from edutools.checkpoint import Checkpoints
+from edutools.checks import number, several, shown
+from edutools.gather import gathered
+from edutools.momentfolder import load_moments, merge_moments, save_moments
+from edutools.origin import check_moments, empty_moment, identity_moment, marks
+from edutools.progress import Progress
+from edutools.secondmoment import SecondMoment
+from edutools.stream import Portion
 
 __all__ = [
     "SecondMoment",
     "check_moments",
     "identity_moment",
     "load_moments",
+    "merge_moments",
     "save_moments",
     "second_moment",
 ]
-
-EMBEDDING = ("embedding", "embedding_float16")  # one of them fits in any precision
 
 
 @overload
@@ -46,9 +41,14 @@ def second_moment(
     layer: int,
     layers: None = None,
     dataset: str = "",
+    tokens: int | str | None = None,
+    documents: int | None = None,
+    max_length: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    checkpoint: str | Path | None = None,
+    every: float = 600.0,
     batch_tokens: int = 4096,
-    progress: bool = True,
+    progress: bool | Callable[[Progress], None] = True,
 ) -> SecondMoment: ...
 @overload
 def second_moment(
@@ -59,9 +59,14 @@ def second_moment(
     layer: None = None,
     layers: Sequence[int],
     dataset: str = "",
+    tokens: int | str | None = None,
+    documents: int | None = None,
+    max_length: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    checkpoint: str | Path | None = None,
+    every: float = 600.0,
     batch_tokens: int = 4096,
-    progress: bool = True,
+    progress: bool | Callable[[Progress], None] = True,
 ) -> dict[int, SecondMoment]: ...
 def second_moment(
     model: PreTrainedModel,
@@ -71,17 +76,24 @@ def second_moment(
     layer: int | None = None,
     layers: Sequence[int] | None = None,
     dataset: str = "",
+    tokens: int | str | None = None,
+    documents: int | None = None,
+    max_length: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    checkpoint: str | Path | None = None,
+    every: float = 600.0,
     batch_tokens: int = 4096,
-    progress: bool = True,
+    progress: bool | Callable[[Progress], None] = True,
 ) -> SecondMoment | dict[int, SecondMoment]:
     r"""Measure C = E[k kᵀ] of one layer, or of several in one pass.
 
     .. math:: C = \frac1N \sum_{\text{tokens}} k\,k^\top
 
-    The pass stops after the highest layer asked for. Texts are cut off at the model's
-    context and weigh as much as they have tokens. The model must be the one that is to
-    be edited, before any edit.
+    The pass stops after the highest layer asked for. Texts weigh as much as they have
+    tokens. The model must be the one that is to be edited, before any edit.
+
+    Which tokens count is decided by the texts and their order, never by the size of
+    the batches. Products are in float32 where the keys are, sums in float64.
 
     Args:
         model: whose keys.
@@ -89,11 +101,23 @@ def second_moment(
         texts: ordinary text; empty ones count for nothing but a BOS, if there is one.
         layer: one layer, for a single moment.
         layers: several layers, for a dict of moments.
-        dataset: what the texts are, for the record.
+        dataset: what the texts are, for the record; by default what
+            `texts.read_texts` says.
+        tokens: stop after exactly so many; the text in which they are reached is cut
+            off there. '10*d' is ten times the size of a key, which serves as well as
+            many more and takes minutes. None for all texts.
+        documents: stop after so many texts; the papers' number is 100,000.
+        max_length: tokens that a text is cut off at; the model's context by default, as
+            in the papers.
         shard: (rank, world): of every `world` texts only the one of this rank. The
             moments of all ranks are merged into that of all texts.
+        checkpoint: folder for what has been measured so far. A measurement that was
+            interrupted goes on from there, with texts from the first on, and gives the
+            same bits. Two files are kept; delete the folder when you have the result.
+        every: seconds between two checkpoints.
         batch_tokens: tokens per forward pass, padding included.
-        progress: show a progress bar if there is a terminal.
+        progress: show a progress bar if there is a terminal; or what is called with a
+            `Progress` after each batch.
 
     Returns:
         A `SecondMoment` for `layer`, a dict from layer to `SecondMoment` for `layers`.
@@ -101,9 +125,15 @@ def second_moment(
     Raises:
         TypeError: if texts are one text, or hold something else.
         ValueError: if not exactly one of layer and layers is given, a layer does not
-            exist, a key is not finite, or there is no text with a token in it.
+            exist, a key is not finite, there is no text with a token in it, or the
+            checkpoint is one of another measurement.
 
-    Source: Meng et al. 2022 (ROME), eq. 2 and appendix E.5.
+    Warns:
+        UserWarning: if the texts end before tokens or documents are reached, or a
+            checkpoint is damaged.
+
+    Source: Meng et al. 2022 (ROME), eq. 2 and appendix E.5, whose code reads
+        100,000 documents.
     Book: sec-second-moment
     """
     if (layer is None) == (layers is None):
@@ -114,156 +144,46 @@ def second_moment(
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         several("texts", texts, str)  # refuses; a stream of texts is not held
     number("batch_tokens", batch_tokens, int, least=1)
-    limit = getattr(model.config, "max_position_embeddings", None)
-    portion = Portion(max_length=limit, shard=shard)
     wanted = several("layers", layers, int) if layer is None else [layer]
-    moments = {item: _start(model, tokenizer, item, dataset) for item in wanted}
+    portion = Portion(documents=documents, max_length=max_length, shard=shard)
+    info: dict[str, Any] = {"dataset": dataset or str(getattr(texts, "source", ""))}
+    if portion.shard != (0, 1):
+        info["shards"] = {info["dataset"]: [list(portion.shard)]}
+    moments = {item: empty_moment(model, tokenizer, item, **info) for item in wanted}
     if not moments:
         raise ValueError("layers is empty. Give at least one layer.")
-    with tqdm(
-        desc="second moment", unit=" tokens", disable=not progress or None
-    ) as bar:
-        for chunk in chunks(tokenizer, texts, portion):
-            for batch in batches(tokenizer, chunk.rows, batch_tokens=batch_tokens):
-                moments = _updated(model, batch.to(model.device), moments)
-                bar.update(int(batch.mask.sum()))
-    if portion.shard == (0, 1) and not all(m.count for m in moments.values()):
-        raise ValueError("The texts have no tokens. Give one that is not empty.")
-    moments = {item: moment.to("cpu") for item, moment in moments.items()}
-    return moments if layer is None else moments[layer]
+    portion = replace(portion, tokens=_tokens(tokens, moments))
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None:
+        portion = replace(portion, max_length=min(max_length or context, context))
+    kept = None
+    if checkpoint is not None:
+        told = marks(model, tokenizer) | {"layers": sorted(wanted), **info}
+        told |= asdict(portion) | {"batch_tokens": batch_tokens}
+        kept = Checkpoints(checkpoint, identity=told, shard=portion.shard, every=every)
+    found = gathered(
+        model,
+        tokenizer,
+        texts,
+        moments,
+        portion=portion,
+        batch_tokens=batch_tokens,
+        checkpoints=kept,
+        progress=progress,
+    )
+    return found if layer is None else found[layer]
 
 
-def identity_moment(model: PreTrainedModel, layer: int) -> SecondMoment:
-    """Return C = I in place of a measured moment: it protects no key in particular.
-
-    Some published implementations use it silently; here it has to be asked for.
-
-    Raises:
-        ValueError: if the model has no such layer.
-
-    Book: sec-second-moment
-    """
-    check_layer(model, layer)
-    arch = architecture_of(model)
-    d_in = oriented(submodule(model, arch.write(layer))).shape[1]
-    info = _origin(model, layer) | {"dataset": "none (identity)"}
-    return SecondMoment(torch.eye(d_in, dtype=torch.float64) * d_in, d_in, info)
-
-
-def check_moments(
-    model: PreTrainedModel,
-    moments: Mapping[int, SecondMoment] | None,
-    layers: Sequence[int],
-    *,
-    method: str = "The method",
-) -> None:
-    """Refuse moments that cannot serve to edit these layers of this model.
-
-    Args:
-        model: the model to be edited.
-        moments: layer -> moment.
-        layers: the layers to be edited.
-        method: name of the method, for the message.
-
-    Raises:
-        TypeError: if they are no moments by layer.
-        ValueError: if a moment is missing, belongs to another model, is not finite, or
-            counts fewer tokens than keys have dimensions.
-
-    Book: sec-second-moment
-    """
-    moments = checked_moments({} if moments is None else moments)
-    missing = [layer for layer in layers if layer not in moments]
-    if missing:
+def _tokens(
+    tokens: int | str | None, moments: Mapping[int, SecondMoment]
+) -> int | None:
+    """How many tokens '10*d' are."""
+    if not isinstance(tokens, str):
+        return tokens
+    found = re.fullmatch(r"([1-9]\d*) ?\* ?d", tokens.strip())
+    if found is None:
         raise ValueError(
-            f"{method} edits layers {list(layers)} but moments has none for {missing}. "
-            f"Compute it with second_moment(model, tokenizer, texts, "
-            f"{f'layer={missing[0]}' if len(missing) == 1 else f'layers={missing}'})."
+            f"tokens is {shown(tokens)}; give a number, or '10*d' for ten times the "
+            "size of a key."
         )
-    for layer in layers:
-        _check_origin(model, moments[layer], layer)
-
-
-def _check_origin(model: PreTrainedModel, moment: SecondMoment, layer: int) -> None:
-    name = provenance(model)["model"] or "this model"
-    origin = f"measured on {moment.info.get('model') or 'an unnamed model'!r}"
-    d_in, size = _d_in(model, layer), len(moment.total)
-    if size != d_in:
-        raise ValueError(
-            f"moments[{layer}] is {size} x {size}, {origin}; layer {layer} of {name!r} "
-            f"takes keys of size {d_in}. Measure it on this model."
-        )
-    known = {moment.info.get(key) for key in EMBEDDING} - {None}
-    if known and known.isdisjoint(_embedding(model).values()):
-        raise ValueError(
-            f"moments[{layer}] was {origin}, whose token embedding differs from that "
-            f"of {name!r}. Measure it on this model."
-        )
-    if moment.info.get("layer", layer) != layer:
-        raise ValueError(
-            f"moments[{layer}] was measured at layer {moment.info['layer']}. Measure "
-            f"it at layer {layer}."
-        )
-    if not moment.finite:
-        raise ValueError(
-            f"moments[{layer}] holds a NaN or an infinity. Measure it again, with the "
-            "model in float32 or bfloat16."
-        )
-    if moment.count < d_in:
-        raise ValueError(
-            f"moments[{layer}] counts {moment.count} tokens for keys of size {d_in}, "
-            f"so it has no inverse. Use at least {d_in} tokens (100,000 is usual)."
-        )
-
-
-def _origin(model: PreTrainedModel, layer: int) -> dict[str, Any]:
-    arch = architecture_of(model)
-    write = oriented(submodule(model, arch.write(layer)))
-    return provenance(model) | {
-        "layer": layer,
-        "module": arch.write(layer),
-        "weight": fingerprint(write),
-        **_embedding(model),
-    }
-
-
-def _embedding(model: PreTrainedModel) -> dict[str, str]:
-    """The fingerprints of the embedding, by which a model is recognised."""
-    weight = model.get_parameter(f"{architecture_of(model).embedding}.weight")
-    return dict(zip(EMBEDDING, fingerprints(weight), strict=True))
-
-
-def _start(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    layer: int,
-    dataset: str,
-) -> SecondMoment:
-    tokenizes(tokenizer)
-    info = _origin(model, check_layer(model, layer)) | {
-        "tokenizer": f"{type(tokenizer).__name__} of {len(tokenizer)} tokens",
-        "dataset": dataset,
-    }
-    return SecondMoment.empty(_d_in(model, layer), info)
-
-
-@torch.no_grad()
-def _updated(
-    model: PreTrainedModel, batch: Batch, moments: Mapping[int, SecondMoment]
-) -> dict[int, SecondMoment]:
-    """The moments that have also seen this batch, from one pass."""
-    names = {layer: moment.info["module"] for layer, moment in moments.items()}
-    readable(model, batch.ids)
-    with (
-        evaluating(model),
-        capture(model, names.values(), inputs=True, stop=True) as seen,
-    ):
-        seen.run(**batch.inputs, use_cache=False)
-    return {
-        layer: moments[layer].update(seen[name], batch.mask.to(seen[name].device))
-        for layer, name in names.items()
-    }
-
-
-def _d_in(model: PreTrainedModel, layer: int) -> int:
-    return oriented(submodule(model, architecture_of(model).write(layer))).shape[1]
+    return int(found[1]) * max(len(moment.total) for moment in moments.values())

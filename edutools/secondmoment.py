@@ -1,9 +1,12 @@
 """The second moment of keys as a value: E[k kᵀ], how many tokens, and where from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
+from itertools import product
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,10 @@ from edutools.corners import Spectrum, spectrum
 from edutools.factored import Cholesky, cholesky
 from edutools.places import a_file, a_path
 
-__all__ = ["SecondMoment", "checked_moments", "load_moments", "save_moments"]
+__all__ = ["SecondMoment"]
 
 FORMAT = "edutools second moment 1"
-SAME = ("model_type", "module", "layer", "weight", "embedding")
+SAME = ("model_type", "module", "layer", "weight", "embedding", "tokenizer")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,10 +147,11 @@ class SecondMoment:
             )
 
     def merge(self, other: "SecondMoment") -> "SecondMoment":
-        """The moment over the tokens of both.
+        """The moment over the tokens of both; `+` is the same.
 
         Raises:
-            ValueError: if they come from different models, layers or key sizes.
+            ValueError: if they come from different models, tokenizers, layers or key
+                sizes, or are shards that have texts in common.
         """
         of_kind("other", other, SecondMoment, "second_moment measures")
         mine, theirs = (
@@ -159,9 +163,13 @@ class SecondMoment:
                 f"Second moments of different keys cannot be merged: {self} of {mine} "
                 f"and {other} of {theirs}. Merge those of one layer of one model."
             )
+        info = _joined(self.info, other.info)
         total = self.total + other.total.to(self.total.device)
-        merged = replace(self, total=total, count=self.count + other.count)
+        count = self.count + other.count
+        merged = replace(self, total=total, count=count, info=info)
         return merged if other.past is None else merged.remember(other.past)
+
+    __add__ = merge
 
     def to(self, device: torch.device | str) -> "SecondMoment":
         """The same on another device."""
@@ -251,50 +259,31 @@ class SecondMoment:
         return f"SecondMoment({size} x {size}, {self.count} tokens, {self.place}{past})"
 
 
-def save_moments(
-    moments: Mapping[int, SecondMoment],
-    folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float64,
-) -> None:
-    """Write one file per layer into a folder.
-
-    Book: sec-second-moment
-    """
-    path = a_path("folder", folder)
-    for layer, moment in checked_moments(moments).items():
-        moment.save(path / f"moment-{layer}.safetensors", dtype=dtype)
+def _joined(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The origin of two moments together."""
+    info = {key: value for key, value in mine.items() if key != "shards"}
+    data = [str(part.get("dataset") or "") for part in (mine, theirs)]
+    if data[0] != data[1]:
+        names = [name for text in data for name in text.split(" and ") if name]
+        info["dataset"] = " and ".join(dict.fromkeys(names))
+    shards = _shards(mine.get("shards") or {}, theirs.get("shards") or {})
+    return info | ({"shards": shards} if shards else {})
 
 
-def load_moments(folder: str | Path) -> dict[int, SecondMoment]:
-    """Read the moments of all layers that `save_moments` has written.
-
-    Raises:
-        FileNotFoundError: if the folder holds none.
-        ValueError: if a file is truncated, damaged or of another kind.
-
-    Book: sec-second-moment
-    """
-    files = {
-        int(path.stem.removeprefix("moment-")): path
-        for path in a_path("folder", folder).glob("moment-*.safetensors")
-        if path.stem.removeprefix("moment-").isdecimal()
-    }
-    if not files:
-        raise FileNotFoundError(
-            f"No second moments in {str(folder)!r}. Measure them with second_moment "
-            "and keep them with save_moments."
-        )
-    return {layer: SecondMoment.load(files[layer]) for layer in sorted(files)}
-
-
-def checked_moments(moments: Any) -> Mapping[int, SecondMoment]:
-    """The moments, if they are moments by layer.
-
-    Raises:
-        TypeError: if they are something else.
-    """
-    of_kind("moments", moments, Mapping, "{5: moment}")
-    for layer, moment in moments.items():
-        of_kind(f"moments[{layer!r}]", moment, SecondMoment, "second_moment measures")
-    return moments
+def _shards(
+    mine: Mapping[str, Sequence[Any]], theirs: Mapping[str, Sequence[Any]]
+) -> dict[str, list[Any]]:
+    """The shards of both, by what they are shards of; whole ones are left out."""
+    found: dict[str, list[Any]] = {}
+    for name in {**mine, **theirs}:
+        ours, others = mine.get(name, ()), theirs.get(name, ())
+        for (i, n), (j, m) in product(ours, others):
+            if (i - j) % gcd(n, m) == 0:
+                raise ValueError(
+                    f"Shard {i} of {n} and shard {j} of {m} of {name!r} have texts in "
+                    "common, which would count twice. Merge each shard once."
+                )
+        parts = sorted([*ours, *others])
+        if sum(Fraction(1, n) for _, n in parts) < 1:
+            found[name] = parts
+    return found

@@ -27,7 +27,8 @@ from edutools.corners import (
 from edutools.facts import Fact
 from edutools.keyvalue import ValueSearch, keys
 from edutools.method import Moments, choice
-from edutools.secondmoment import SecondMoment, checked_moments
+from edutools.momentfolder import checked_moments
+from edutools.secondmoment import SecondMoment
 from edutools.solve import LowRank
 
 __all__ = ["ENCORE", "AlphaEdit", "remember"]

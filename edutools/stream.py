@@ -4,6 +4,7 @@ What is read depends on the texts alone and never on the size of the batches.
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -71,6 +72,7 @@ class Chunk:
         texts: how many had been read when the chunk ended, those of others included.
         tokens: how many tokens of all shards, if they are limited; else 0.
         digest: what identifies all texts up to the end of the chunk.
+        last: whether it is known that no other one follows.
 
     Book: sec-second-moment
     """
@@ -79,6 +81,7 @@ class Chunk:
     texts: int
     tokens: int
     digest: str
+    last: bool
 
 
 def chunks(
@@ -101,6 +104,9 @@ def chunks(
     Raises:
         TypeError: if one of the texts is none.
 
+    Warns:
+        UserWarning: if the texts end before the portion does.
+
     Book: sec-second-moment
     """
     rank, world = portion.shard
@@ -121,9 +127,17 @@ def chunks(
             tokens += sum(map(len, rows))
             rows = rows[rank::world]
         rows = [row for row in rows if row]
-        yield Chunk(rows=rows, texts=seen, tokens=tokens, digest=digest.hexdigest())
-        if tokens == portion.tokens:
+        reached = tokens == portion.tokens or seen == portion.documents
+        yield Chunk(
+            rows=[row for row in rows if row],
+            texts=seen,
+            tokens=tokens,
+            digest=digest.hexdigest(),
+            last=reached or len(group) < CHUNK * world,
+        )
+        if reached:
             return
+    _warn(seen, portion)
 
 
 def batches(
@@ -162,3 +176,14 @@ def _until(rows: Iterable[list[int]], tokens: int) -> Iterator[list[int]]:
         tokens -= len(row)
         if tokens <= 0:
             return
+
+
+def _warn(seen: int, portion: Portion) -> None:
+    limits = {"tokens": portion.tokens, "documents": portion.documents}
+    asked = [f"{name}={value:,}" for name, value in limits.items() if value is not None]
+    if asked:
+        warnings.warn(
+            f"The texts end after {seen:,} of them, before {' or '.join(asked)} is "
+            "reached; all of them count.",
+            stacklevel=4,
+        )
