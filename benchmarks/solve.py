@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import arguments, keep, once, ratio, read, timed
-from edutools.factored import cholesky
+from edutools.linear import cholesky
 from edutools.solve import memit_update
 
 SIZES = (2048, 4096, 8192, 16384)

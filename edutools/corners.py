@@ -12,8 +12,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edutools.factored import Cholesky, LowRank, cholesky, double
-from edutools.solve import inputs, memit_update
+from edutools.factored import (
+    LowRank,
+    Solved,
+    Spectrum,
+    double,
+    halves,
+    inputs,
+    spectrum,
+)
+from edutools.linear import Cholesky, cholesky
+from edutools.solve import memit_update
 
 __all__ = [
     "SCALES",
@@ -26,38 +35,6 @@ __all__ = [
 ]
 
 SCALES = ("absolute", "mean")
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """A second moment by its eigenvalues, in ascending order, and its eigenvectors.
-
-    Accepted in place of C by `null_space_projector`, so that C is decomposed once.
-
-    Book: sec-alphaedit
-    """
-
-    values: Float[Tensor, " d"]
-    vectors: Float[Tensor, "d d"]
-
-
-def spectrum(matrix: Float[Tensor, "d d"], name: str = "C") -> Spectrum:
-    """Decompose a second moment in float64.
-
-    Args:
-        matrix: symmetric.
-        name: what to call it in the message.
-
-    Raises:
-        ValueError: if it holds a NaN or an infinity.
-
-    Book: sec-alphaedit
-
-    >>> spectrum(torch.diag(torch.tensor([3.0, 1.0]))).values
-    tensor([1., 3.], dtype=torch.float64)
-    """
-    values, vectors = torch.linalg.eigh(double(matrix, name))
-    return Spectrum(values, vectors)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,15 +109,15 @@ def null_space_projector(
         )
     found = C if isinstance(C, Spectrum) else spectrum(C)
     unit = float(found.values.mean()) if scale == "mean" else 1.0
-    free = found.values < threshold * unit  # (d,)
-    if not bool(free.any()):
+    free = int((found.values < threshold * unit).sum())
+    if not free:
         low, high = (float(found.values[i]) / unit for i in (0, -1))
         raise ValueError(
             "No direction is left to be written: the eigenvalues of C go from "
             f"{low:.3g} to {high:.3g} (scale={scale!r}) and none is below the "
             f"threshold {threshold:g}. Choose a larger threshold."
         )
-    return Projector(found.vectors[:, free])
+    return Projector(found.vectors[:, :free])  # the first; no copy
 
 
 def alphaedit_update(
@@ -188,18 +165,13 @@ def alphaedit_update(
     if not l2 > 0:
         raise ValueError(f"l2 must be > 0; got {l2}.")
     W, K, V = inputs(W, K, V)
-    R, Z = V - W @ K, K  # residual  (d_out, n)
-    if past is not None:
-        Z = torch.cat([_few(past).to(K), K], dim=1)  # [K_p, K]  (d_in, m + n)
+    R, Z = V - W @ K, _joined(past, K)  # residual  (d_out, n), [K_p, K]  (d_in, m + n)
     PZ = _project(P, Z)  # (d_in, m + n)
-    M = Z.T @ PZ  # ZᵀPZ + L₂I = LLᵀ  (m + n, m + n)
-    M = (M + M.T) / 2 + l2 * torch.eye(len(M), dtype=M.dtype, device=M.device)
-    L = cholesky(M, "ZᵀPZ + l2 I").lower
-    n = K.shape[1]
-    left = torch.linalg.solve_triangular(L[-n:, -n:], R.T, upper=False).T  # (d_out, n)
-    right = torch.linalg.solve_triangular(L, PZ.T, upper=False)[-n:]  # (n, d_in)
-    delta = LowRank(left, right)  # [0, R] L⁻ᵀ is zero before its last n columns
-    return delta if n < min(W.shape) else LowRank.of(delta.dense())
+    M = _plus(Z.T @ PZ, l2)  # ZᵀPZ + L₂I  (m + n, m + n)
+    delta = _small(R, M, PZ, "ZᵀPZ + l2 I")
+    if K.shape[1] < min(W.shape):
+        return delta
+    return LowRank.of(delta.dense(), delta.solved)
 
 
 def encore_update(
@@ -225,7 +197,8 @@ def encore_update(
         W: the weight to be changed, as (output, input).
         K: new keys, one column per fact.
         V: wanted outputs, one column per fact.
-        C: second moment of old keys per token, without λ; or its factor.
+        C: second moment of old keys per token, without λ; or its factor. That of
+            C + (λ_n / λ_p) I leaves an n x n system (m + n with past keys).
         lam: λ_p, how many old tokens weigh as much as one new fact; ≥ 0.
         norm: λ_n, the weight of the size of Δ; ≥ 0, in squared units of a key.
         past: keys of earlier edits, one column each; each weighs as much as a new one.
@@ -247,12 +220,48 @@ def encore_update(
     """
     if not (lam >= 0 and norm >= 0):
         raise ValueError(f"lam and norm must be >= 0; got lam={lam}, norm={norm}.")
-    C = (C.matrix() if isinstance(C, Cholesky) else double(C, "C")).to(W.device)
-    A = lam * C + norm * torch.eye(len(C), dtype=C.dtype, device=C.device)
+    W, K, V = inputs(W, K, V)
+    R, Z = V - W @ K, _joined(past, K)  # residual  (d_out, n), [K_p, K]  (d_in, m + n)
+    made = isinstance(C, Cholesky) and lam > 0 and C.shift == norm / lam
+    if made and Z.shape[1] < len(Z):
+        U = C.solve(Z)  # (C + λ_n/λ_p I)⁻¹ Z  (d_in, m + n)
+        M = _plus(Z.T @ U, lam)  # (m + n, m + n)
+        before = Solved.of("C", C, U, Z)
+        return _small(R, M, U, "ZᵀC⁻¹Z + lam I", before=before)
+    shift = C.shift if isinstance(C, Cholesky) else 0.0
+    C = (C.matrix() if isinstance(C, Cholesky) else double(C, "C")).to(K.device)
+    A = _plus(lam * C, norm - lam * shift)
     if past is not None:
         Kp = _few(past).to(A)  # (d_in, m)
         A = A + Kp @ Kp.T  # λ_p C + K_p K_pᵀ + λ_n I  (d_in, d_in)
     return memit_update(W, K, V, cholesky(A, "lam * C + Kp Kpᵀ + norm * I"), 1.0)
+
+
+def _joined(
+    past: Float[Tensor, "d_in m"] | None, K: Float[Tensor, "d_in n"]
+) -> Float[Tensor, "d_in all"]:
+    """[K_p, K]."""
+    return K if past is None else torch.cat([_few(past).to(K), K], dim=1)
+
+
+def _plus(M: Float[Tensor, "N N"], ridge: float) -> Float[Tensor, "N N"]:
+    """M + ridge I, symmetric to the last bit."""
+    M = (M + M.T) / 2
+    M.diagonal().add_(ridge)
+    return M
+
+
+def _small(
+    R: Float[Tensor, "d_out n"],
+    M: Float[Tensor, "N N"],
+    U: Float[Tensor, "d_in N"],
+    name: str,
+    *,
+    before: Solved | None = None,
+) -> LowRank:
+    """[0, R] M⁻¹ Uᵀ, in float64; [0, R] L⁻ᵀ is zero before its last n columns."""
+    L = cholesky(M, name, precision="float64").lower
+    return halves(R, M, L, U, before=before)
 
 
 def _project(

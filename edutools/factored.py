@@ -1,12 +1,27 @@
-"""Matrices kept as factors: a change of low rank, a second moment by its root."""
+"""Matrices kept as factors: changes of low rank, and what they are solved with."""
 
+# ruff: noqa: N803, N806 (the papers' symbols)
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Cholesky", "LowRank", "cholesky", "double", "weak_columns"]
+from edutools.accuracy import mixed
+from edutools.linear import Cholesky, Shifted
+from edutools.precision import double
+
+__all__ = [
+    "LowRank",
+    "Solved",
+    "Spectrum",
+    "double",
+    "halves",
+    "inputs",
+    "spectrum",
+]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -16,6 +31,7 @@ class LowRank:
     Args:
         left: one column per rank.
         right: one row per rank.
+        solved: how well it was computed, if a closed form has computed it.
 
     Book: sec-rome-update
 
@@ -26,6 +42,7 @@ class LowRank:
 
     left: Float[Tensor, "d_out rank"]
     right: Float[Tensor, "rank d_in"]
+    solved: "Solved | None" = None
 
     def __post_init__(self):
         if self.left.ndim != 2 or self.left.shape[1:] != self.right.shape[:1]:
@@ -35,13 +52,15 @@ class LowRank:
             )
 
     @classmethod
-    def of(cls, matrix: Float[Tensor, "d_out d_in"]) -> "LowRank":
+    def of(
+        cls, matrix: Float[Tensor, "d_out d_in"], solved: "Solved | None" = None
+    ) -> "LowRank":
         """The same matrix, times an identity on its smaller side. Exact."""
         options = {"dtype": matrix.dtype, "device": matrix.device}
         rows, columns = matrix.shape
         if rows <= columns:
-            return cls(torch.eye(rows, **options), matrix)
-        return cls(matrix, torch.eye(columns, **options))
+            return cls(torch.eye(rows, **options), matrix, solved)
+        return cls(matrix, torch.eye(columns, **options), solved)
 
     def dense(self) -> Float[Tensor, "d_out d_in"]:
         """The matrix itself."""
@@ -65,7 +84,7 @@ class LowRank:
 
     def to(self, target: torch.dtype | torch.device | str) -> "LowRank":
         """The same in another dtype or on another device."""
-        return LowRank(self.left.to(target), self.right.to(target))
+        return LowRank(self.left.to(target), self.right.to(target), self.solved)
 
     def equal(self, other: "LowRank") -> bool:
         """Whether both have the same factors, bit for bit."""
@@ -89,78 +108,137 @@ class LowRank:
         return f"LowRank({rows} x {columns}, rank {self.rank}, {self.left.dtype})"
 
 
-@dataclass(frozen=True, eq=False)
-class Cholesky:
-    """A positive definite matrix by its triangular factor: lower @ lowerᵀ.
+@dataclass(frozen=True, kw_only=True)
+class Solved:
+    """How well the systems behind a change were solved.
 
-    The closed forms accept one in place of C, so that C is factorised once and used
-    for many facts.
+    Attributes:
+        precision: of the factor of C: 'float64' or 'refined'.
+        condition: condition number of each system in the 1-norm, estimated, by name:
+            'C', and 'facts' for the n x n (or d_in x d_in) system of the new facts.
+        residual: what is left of each, |A X - B| / |B|, by the same names.
 
     Book: sec-rome-update
     """
 
-    lower: Float[Tensor, "d d"]
+    precision: str
+    condition: Mapping[str, float]
+    residual: Mapping[str, float]
 
-    def solve(self, columns: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
-        """The matrix's inverse times the columns."""
-        return torch.cholesky_solve(columns, self.lower)
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        system: Cholesky,
+        X: Float[Tensor, "d n"],
+        B: Float[Tensor, "d n"],
+    ) -> "Solved":
+        """What there is to say of one system with solution X for columns B."""
+        condition, residual = system.condition, system.residual(X, B)
+        return cls(
+            precision=system.precision,
+            condition={name: condition},
+            residual={name: residual},
+        )
 
-    def matrix(self) -> Float[Tensor, "d d"]:
-        """The matrix itself."""
-        return self.lower @ self.lower.T
+    def __or__(self, other: "Solved") -> "Solved":
+        """Both systems; the precision is that of the first."""
+        return Solved(
+            precision=self.precision,
+            condition={**self.condition, **other.condition},
+            residual={**self.residual, **other.residual},
+        )
 
 
-def cholesky(matrix: Float[Tensor, "d d"], name: str = "C") -> Cholesky:
-    """Factorise a second moment in float64.
+def halves(
+    R: Float[Tensor, "d_out n"],
+    M: Float[Tensor, "N N"],
+    L: Float[Tensor, "N N"],
+    U: Float[Tensor, "d_in N"],
+    *,
+    before: Solved | None = None,
+) -> LowRank:
+    """[0, R] M⁻¹ Uᵀ with M = LLᵀ.
+
+    Each factor gets one L⁻¹, so that both stay of moderate size, even if M is nearly
+    singular, and survive being stored in float32.
 
     Args:
-        matrix: symmetric and positive definite.
-        name: what to call it in the message.
-
-    Raises:
-        ValueError: if it is not positive definite to working precision: it was
-            measured on too few (different) tokens to have an inverse.
-
-    Book: sec-rome-update
-
-    >>> cholesky(torch.tensor([[4.0]])).lower
-    tensor([[2.]], dtype=torch.float64)
-    """
-    matrix = double(matrix, name)
-    lower, info = torch.linalg.cholesky_ex(matrix)
-    weak = weak_columns(lower, matrix, len(matrix) * torch.finfo(matrix.dtype).eps)
-    if int(info) or bool(weak.any()):
-        column = int(info) - 1 if int(info) else int(weak.nonzero()[0])
-        raise ValueError(
-            f"{name} is not positive definite: direction {column} of {len(matrix)} "
-            "is a combination of those before it, so it was measured on too few "
-            f"different tokens. Use at least {len(matrix)}, better ten times as many."
-        )
-    return Cholesky(lower)
-
-
-def weak_columns(
-    lower: Float[Tensor, "d d"], matrix: Float[Tensor, "d d"], tolerance: float
-) -> Bool[Tensor, " d"]:
-    """Which columns of lower @ lowerᵀ combine those before them, up to rounding.
-
-    The squared diagonal of `lower`, over that of the matrix, is the share of a column
-    that the earlier ones do not explain. The scale of the columns drops out.
+        R: residuals of the last n columns; those before have none.
+        M: the system.
+        L: its Cholesky factor.
+        U: one column per row of M.
+        before: what is known of the system that gave U.
 
     Book: sec-emmet-closed-form
     """
-    return ~(lower.diagonal() ** 2 > tolerance * matrix.diagonal())
+    n = R.shape[1]
+    left = torch.linalg.solve_triangular(L[-n:, -n:], R.T, upper=False)  # (n, d_out)
+    right = torch.linalg.solve_triangular(L, U.T, upper=False)[-n:]  # (n, d_in)
+    Y, B = (_below(side, len(M)) for side in mixed(left, R.T))  # (N, few)
+    X = torch.linalg.solve_triangular(L.T, Y, upper=True)  # M X = B  (N, few)
+    solved = Solved.of("facts", Cholesky(L, Shifted(M)), X, B)
+    return LowRank(left.T, right, before | solved if before else solved)
 
 
-def double(tensor: Float[Tensor, "..."], name: str) -> Float[Tensor, "..."]:
-    """Return the tensor in float64.
+def _below(rows: Float[Tensor, "n few"], size: int) -> Float[Tensor, "size few"]:
+    """The rows under as many rows of zeros as are missing."""
+    return torch.cat([rows.new_zeros(size - len(rows), rows.shape[1]), rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """A second moment by its eigenvalues, in ascending order, and its eigenvectors.
+
+    Accepted in place of C by `null_space_projector`, so that C is decomposed once.
+
+    Book: sec-alphaedit
+    """
+
+    values: Float[Tensor, " d"]
+    vectors: Float[Tensor, "d d"]
+
+
+def spectrum(matrix: Float[Tensor, "d d"], name: str = "C") -> Spectrum:
+    """Decompose a second moment in float64.
+
+    Args:
+        matrix: symmetric.
+        name: what to call it in the message.
 
     Raises:
         ValueError: if it holds a NaN or an infinity.
 
+    Book: sec-alphaedit
+
+    >>> spectrum(torch.diag(torch.tensor([3.0, 1.0]))).values
+    tensor([1., 3.], dtype=torch.float64)
+    """
+    values, vectors = torch.linalg.eigh(double(matrix, name))
+    return Spectrum(values, vectors)
+
+
+def inputs(
+    W: Float[Tensor, "..."], K: Float[Tensor, "..."], V: Float[Tensor, "..."]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Float[Tensor, "..."]]:
+    """W, K and V in float64, after a look at their shapes and values.
+
+    Raises:
+        ValueError: if shapes disagree, a key is zero, or a number is not finite.
+
     Book: sec-rome-update
     """
-    tensor = tensor.double()
-    if not bool(tensor.isfinite().all()):
-        raise ValueError(f"{name} holds a NaN or an infinity. Look where it was made.")
-    return tensor
+    d_out, d_in = W.shape
+    n = K.shape[1]
+    if K.shape[0] != d_in or V.shape != (d_out, n):
+        raise ValueError(
+            f"A weight of shape {(d_out, d_in)} maps keys {(d_in, 'n')} to values "
+            f"{(d_out, 'n')}; got keys {tuple(K.shape)} and values {tuple(V.shape)}."
+        )
+    K = double(K, "K")
+    zero = (K == 0).all(dim=0)
+    if bool(zero.any()):
+        raise ValueError(
+            f"Key {int(zero.nonzero()[0])} is zero, so no weight can map it to a value."
+        )
+    return double(W, "W"), K, double(V, "V")

@@ -16,7 +16,9 @@ from edutools.finetune import FineTune
 from edutools.loaded import tokenizes
 from edutools.merge import MEMITMerge
 from edutools.method import Method, Moments
+from edutools.momentfolder import checked_moments
 from edutools.moments import identity_moment
+from edutools.precision import chosen_precision
 from edutools.prompts import fill
 from edutools.rome import ROME
 from edutools.rows import locate
@@ -44,6 +46,7 @@ def edit(
     *,
     method: Method,
     moments: Moments | None = None,
+    precision: str = "auto",
 ) -> Edit:
     """Find the change of weights that writes facts into a model.
 
@@ -57,6 +60,8 @@ def edit(
         method: how: ROME, MEMIT, EMMET, FineTune or a method of your own.
         moments: second moments of the layers to be written, by layer; methods that
             need none ignore them.
+        precision: in which C is factorised, where the weight is: 'float64', 'refined'
+            (float32, then refined), or 'auto', see `precision.chosen_precision`.
 
     Returns:
         The change, with its origin.
@@ -74,6 +79,7 @@ def edit(
     """
     facts = _checked(facts, method)
     method, used = _prepared(model, tokenizer, facts, method, moments)
+    used = _placed(model, method, used, precision)
     method.check(model, tokenizer, facts, used)
     _warn_of_known(model, tokenizer, facts)
     found = method.compute(model, tokenizer, facts, used)
@@ -87,6 +93,7 @@ def edit_each(
     *,
     method: Method,
     moments: Moments | None = None,
+    precision: str = "auto",
 ) -> list[Edit]:
     """For each fact find the change that writes it alone, into the unedited model.
 
@@ -100,6 +107,8 @@ def edit_each(
         method: how.
         moments: second moments of the layers to be written, by layer; methods that
             need none ignore them.
+        precision: in which C is factorised, where the weight is: 'float64', 'refined'
+            (float32, then refined), or 'auto', see `precision.chosen_precision`.
 
     Returns:
         One change per fact, to be applied one at a time.
@@ -116,6 +125,7 @@ def edit_each(
     """
     facts = _checked(facts, method)
     method, used = _prepared(model, tokenizer, facts, method, moments)
+    used = _placed(model, method, used, precision)
     for fact in facts:
         method.check(model, tokenizer, [fact], used)
     _warn_of_known(model, tokenizer, facts)
@@ -145,6 +155,20 @@ def _prepared(
     return method.resolved(model, tokenizer), moments or {}
 
 
+def _placed(
+    model: PreTrainedModel, method: Method, moments: Moments, precision: str
+) -> Moments:
+    """The moments, to be factorised where the weights are."""
+    chosen_precision("cpu", precision)
+    moments = checked_moments(moments)
+    write, found = architecture_of(model).write, dict(moments)
+    for layer in method.edited():
+        if layer in moments:
+            weight = oriented(submodule(model, write(check_layer(model, layer))))
+            found[layer] = moments[layer].on(weight.device, precision)
+    return found
+
+
 def _signed(
     model: PreTrainedModel,
     found: Edit,
@@ -163,6 +187,9 @@ def _signed(
         },
         "relative_norms": _relative_norms(model, found),
     }
+    solved = {name: x.solved for name, x in found.deltas.items() if x.solved}
+    if solved:
+        info["solved"] = {name: asdict(told) for name, told in solved.items()}
     origin = edit_info(model, list(found.deltas))
     return Edit(found.deltas, {**origin, **info, **found.info})
 

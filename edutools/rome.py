@@ -1,6 +1,6 @@
 """ROME: one fact, one layer, a rank-one change."""
 
-# ruff: noqa: N803, N806 (the paper's symbols)
+# ruff: noqa: N806 (the paper's symbols)
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from edutools.arch import architecture_of, oriented, submodule
 from edutools.change import Edit
 from edutools.checks import typed
-from edutools.factored import Cholesky
 from edutools.facts import Fact
 from edutools.keyvalue import BARE, ValueSearch, keys
 from edutools.method import COVARIANCES, Method, Moments, choice
+from edutools.precision import double
 from edutools.search import target_states
-from edutools.solve import LowRank, rome_update
+from edutools.solve import LowRank, rome_updates
 
 __all__ = ["ROME"]
 
@@ -125,28 +125,25 @@ class ROME(Method):
         bare = keys(model, tokenizer, facts, self.layer, contexts=BARE)  # (d_in, n)
         mean = keys(model, tokenizer, facts, self.layer, contexts=search.contexts)
         name = architecture_of(model).write(self.layer)
-        W = oriented(submodule(model, name)).double()  # (d_out, d_in)
+        W = double(oriented(submodule(model, name)), "W")  # (d_out, d_in)
         C = moments[self.layer].factor
         move = (found.values - found.initial).to(W.device)  # δ  (d_out, n)
         bare, mean = bare.to(W.device), mean.to(W.device)
+        K = bare if self.key == "prompt" else mean
+        start = mean if self.key == "mixed" else bare
+        deltas = rome_updates(W, K, W @ start + move, C)  # W k := v = W k_bare + δ
         edits = []
-        for i in range(len(facts)):
-            delta = self._update(W, bare[:, i], mean[:, i], move[:, i], C)
+        for i, delta in enumerate(deltas):
+            if self.key == "mixed":
+                delta = _rescaled(delta, mean[:, i], bare[:, i])
             told = {key: [values[i]] for key, values in found.summary().items()}
             edits.append(Edit({name: delta}, {"search": told}))
         return edits
 
-    def _update(
-        self,
-        W: Float[Tensor, "d_out d_in"],
-        bare: Float[Tensor, " d_in"],
-        mean: Float[Tensor, " d_in"],
-        move: Float[Tensor, " d_out"],
-        C: Cholesky,
-    ) -> LowRank:
-        if self.key == "mixed":
-            delta = rome_update(W, mean, W @ mean + move, C)
-            ratio = (delta.right @ mean) / (delta.right @ bare)  # (1,)
-            return LowRank(delta.left * ratio, delta.right)
-        k = bare if self.key == "prompt" else mean
-        return rome_update(W, k, W @ bare + move, C)  # W k := v = W k_bare + δ
+
+def _rescaled(
+    delta: LowRank, mean: Float[Tensor, " d_in"], bare: Float[Tensor, " d_in"]
+) -> LowRank:
+    """The change with the denominator on the bare prompt's key."""
+    ratio = (delta.right @ mean) / (delta.right @ bare)  # (1,)
+    return replace(delta, left=delta.left * ratio)

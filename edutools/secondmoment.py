@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edutools.checks import of_kind, shown
-from edutools.corners import Spectrum, spectrum
-from edutools.factored import Cholesky, cholesky
+from edutools.factored import Spectrum
+from edutools.linear import Cholesky
 from edutools.places import a_file, a_path
+from edutools.prepared import Prepared
 
 __all__ = ["SecondMoment"]
 
@@ -63,26 +64,35 @@ class SecondMoment:
         Raises:
             ValueError: if no token has been counted.
         """
-        if self.count == 0:
-            raise ValueError(
-                f"The second moment of {self.place} counts no tokens, so it has no "
-                "mean. Measure it on texts that are not empty."
-            )
-        return self.total / self.count
+        return self.prepared.value()
 
     @cached_property
+    def prepared(self) -> Prepared:
+        """What is computed of C once: its factors and its spectrum."""
+        return Prepared(self.total, self.count, f"The second moment of {self.place}")
+
+    def on(self, device: torch.device | str, precision: str = "auto") -> "SecondMoment":
+        """The same, factorised on a device in a precision, see `chosen_precision`.
+
+        What has been computed on any device is kept for all edits to come.
+        """
+        placed = replace(self)
+        placed.__dict__["prepared"] = self.prepared.on(device, precision)
+        return placed
+
+    @property
     def factor(self) -> Cholesky:
         """The Cholesky factor of C, computed once; the closed forms accept it as C.
 
         Raises:
             ValueError: if C is not positive definite (too few tokens).
         """
-        return cholesky(self.value, f"The second moment of {self.place}")
+        return self.prepared.factor()
 
-    @cached_property
+    @property
     def spectrum(self) -> Spectrum:
         """The eigenvalues and eigenvectors of C, computed once."""
-        return spectrum(self.value, f"The second moment of {self.place}")
+        return self.prepared.spectrum()
 
     @cached_property
     def finite(self) -> bool:
@@ -135,8 +145,7 @@ class SecondMoment:
         keys = keys.detach().double()
         past = keys if self.past is None else torch.cat([self.past.to(keys), keys], 1)
         grown = replace(self, past=past, info={**self.info, "past": past.shape[1]})
-        known = {"factor", "spectrum"} & self.__dict__.keys()
-        grown.__dict__.update({name: self.__dict__[name] for name in known})
+        grown.__dict__["prepared"] = self.prepared
         return grown
 
     def _check_size(self, size: int) -> None:

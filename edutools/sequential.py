@@ -267,6 +267,5 @@ class ENCORE(BatchMethod):
         moment: SecondMoment,
     ) -> LowRank:
         """`corners.encore_update` with this method's lam and norm."""
-        return encore_update(
-            W, K, V, moment.value, self.lam, norm=self.norm, past=moment.past
-        )
+        C = moment.prepared.factor(self.norm / self.lam)  # (C + λ_n/λ_p I), once
+        return encore_update(W, K, V, C, self.lam, norm=self.norm, past=moment.past)

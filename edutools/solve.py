@@ -1,20 +1,27 @@
 """The closed forms: which change of a weight maps keys to values. Knows no model.
 
 A key is a column, a weight W is (d_out, d_in), and C is the second moment E[k kᵀ] of
-old keys. All arithmetic is in float64; systems are solved by Cholesky factors, never by
-inverses. ROME, EMMET and MEMIT are one family: with the residual R = V - W K,
+old keys. Systems are solved by Cholesky factors, never by inverses, and in float64;
+only the factor of C may be in float32 and refined, see `precision`. ROME, EMMET and
+MEMIT are one family: with the residual R = V - W K,
 
     Δ = R (KᵀC⁻¹K + λI)⁻¹ KᵀC⁻¹
 
 is MEMIT for λ > 0, EMMET for λ = 0, and ROME for λ = 0 and one key. `corners` has its
 neighbours: old keys in a null space, earlier edits, a norm.
+
+With the factor of C at hand, n facts need O(n d_in²) operations and, beside W, C and
+its factor, memory for 4 n (d_in + d_out) + 4 n² + 12 d_in BLOCK numbers (`linear`).
+From n = d_in on the d_in x d_in form takes over: 4 d_in² in place of 4 n².
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edutools.factored import Cholesky, LowRank, cholesky, double, weak_columns
+from edutools.factored import LowRank, Solved, halves, inputs
+from edutools.linear import Cholesky, cholesky, weak_columns
+from edutools.precision import double
 
 __all__ = [
     "Cholesky",
@@ -25,6 +32,7 @@ __all__ = [
     "inputs",
     "memit_update",
     "rome_update",
+    "rome_updates",
 ]
 
 
@@ -79,11 +87,36 @@ def rome_update(
     >>> delta.dense()
     tensor([[3., 0.]], dtype=torch.float64)
     """
-    W, K, V = inputs(W, k[:, None], v[:, None])
-    k, v = K[:, 0], V[:, 0]
-    u = _factor(C, K).solve(K)[:, 0]  # C⁻¹k  (d_in,)
-    Lambda = (v - W @ k) / (u @ k)  # residual / kᵀC⁻¹k  (d_out,)
-    return LowRank(Lambda[:, None], u[None, :])
+    (delta,) = rome_updates(W, k[:, None], v[:, None], C)
+    return delta
+
+
+def rome_updates(
+    W: Float[Tensor, "d_out d_in"],
+    K: Float[Tensor, "d_in n"],
+    V: Float[Tensor, "d_out n"],
+    C: Float[Tensor, "d_in d_in"] | Cholesky,
+) -> list[LowRank]:
+    """For each column the change that writes it alone, as `rome_update` does.
+
+    Args:
+        W: the weight to be changed, as (output, input).
+        K: the keys, one column each.
+        V: the wanted outputs.
+        C: second moment of old keys, or its factor from `cholesky`.
+
+    Raises:
+        ValueError: as `rome_update` does.
+
+    Book: sec-rome-update
+    """
+    W, K, V = inputs(W, K, V)
+    C = _factor(C, K)
+    U = C.solve(K)  # C⁻¹k  (d_in, n)
+    Lambda = (V - W @ K) / (U * K).sum(0)  # residual / kᵀC⁻¹k  (d_out, n)
+    told = Solved.of("C", C, U, K)
+    columns = zip(Lambda.T, U.T, strict=True)
+    return [LowRank(a[:, None], u[None, :], told) for a, u in columns]
 
 
 def memit_update(
@@ -134,9 +167,24 @@ def memit_update(
     R = V - W @ K  # residual  (d_out, n)
     if K.shape[1] < K.shape[0]:
         return _dual(R, K, _factor(C, K), lam)
-    C = (C.matrix() if isinstance(C, Cholesky) else double(C, "C")).to(K.device)
-    A = cholesky(lam * C + K @ K.T, "lam * C + K Kᵀ")  # (d_in, d_in)
-    return LowRank.of(R @ A.solve(K).T)
+    return _primal(R, K, C, lam)
+
+
+def _primal(
+    R: Float[Tensor, "d_out n"],
+    K: Float[Tensor, "d_in n"],
+    C: Float[Tensor, "d_in d_in"] | Cholesky,
+    lam: float,
+) -> LowRank:
+    """R Kᵀ (λC + KKᵀ)⁻¹ by a d_in x d_in system, which many facts need."""
+    given = isinstance(C, Cholesky)
+    matrix = (C.matrix() if given else double(C, "C")).to(K.device)
+    matrix = lam * matrix + K @ K.T  # (d_in, d_in)
+    precision = C.precision if given else "auto"
+    A = cholesky(matrix, "lam * C + K Kᵀ", precision=precision)
+    B = K @ R.T  # (d_in, d_out)
+    X = A.solve(B)  # Δᵀ  (d_in, d_out)
+    return LowRank.of(X.T, Solved.of("facts", A, X, B))
 
 
 def emmet_update(
@@ -187,6 +235,8 @@ def emmet_update(
             f"{n} facts cannot all be written exactly where keys have size {d_in}. "
             "Write fewer, or use memit_update."
         )
+    if n >= d_in and ridge > 0:
+        return _primal(V - W @ K, K, C, ridge)
     return _dual(V - W @ K, K, _factor(C, K), ridge)
 
 
@@ -196,20 +246,14 @@ def _dual(
     C: Cholesky,
     ridge: float,
 ) -> LowRank:
-    """R D⁻¹ KᵀC⁻¹ with D = KᵀC⁻¹K + ridge I = LLᵀ; each factor gets one L⁻¹.
-
-    So both stay of moderate size, even if D is nearly singular, and survive being
-    stored in float32.
-    """
+    """R D⁻¹ KᵀC⁻¹ with D = KᵀC⁻¹K + ridge I = LLᵀ, always in float64."""
     U = C.solve(K)  # C⁻¹K  (d_in, n)
     D = K.T @ U  # KᵀC⁻¹K  (n, n)
     D = (D + D.T) / 2 + ridge * torch.eye(len(D), dtype=D.dtype, device=D.device)
     L, info = torch.linalg.cholesky_ex(D)  # (n, n)
     if int(info) or bool(weak_columns(L, D, 1e-11).any()):
         raise _collision(K, D)
-    left = torch.linalg.solve_triangular(L, R.T, upper=False).T  # R L⁻ᵀ  (d_out, n)
-    right = torch.linalg.solve_triangular(L, U.T, upper=False)  # L⁻¹KᵀC⁻¹  (n, d_in)
-    return LowRank(left, right)
+    return halves(R, D, L, U, before=Solved.of("C", C, U, K))  # R L⁻ᵀ, L⁻¹KᵀC⁻¹
 
 
 def _collision(K: Float[Tensor, "d_in n"], D: Float[Tensor, "n n"]) -> CollidingKeys:
@@ -229,32 +273,5 @@ def _collision(K: Float[Tensor, "d_in n"], D: Float[Tensor, "n n"]) -> Colliding
 
 
 def _factor(C: Float[Tensor, "d d"] | Cholesky, K: Float[Tensor, "d n"]) -> Cholesky:
-    """The factor of C where the keys are; moments may be kept elsewhere."""
-    factor = C if isinstance(C, Cholesky) else cholesky(C)
-    return Cholesky(factor.lower.to(K.device))
-
-
-def inputs(
-    W: Float[Tensor, "..."], K: Float[Tensor, "..."], V: Float[Tensor, "..."]
-) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Float[Tensor, "..."]]:
-    """W, K and V in float64, after a look at their shapes and values.
-
-    Raises:
-        ValueError: if shapes disagree, a key is zero, or a number is not finite.
-
-    Book: sec-rome-update
-    """
-    d_out, d_in = W.shape
-    n = K.shape[1]
-    if K.shape[0] != d_in or V.shape != (d_out, n):
-        raise ValueError(
-            f"A weight of shape {(d_out, d_in)} maps keys {(d_in, 'n')} to values "
-            f"{(d_out, 'n')}; got keys {tuple(K.shape)} and values {tuple(V.shape)}."
-        )
-    K = double(K, "K")
-    zero = (K == 0).all(dim=0)
-    if bool(zero.any()):
-        raise ValueError(
-            f"Key {int(zero.nonzero()[0])} is zero, so no weight can map it to a value."
-        )
-    return double(W, "W"), K, double(V, "V")
+    """The factor of C: the one that is given, or one made where the keys are."""
+    return C if isinstance(C, Cholesky) else cholesky(C, device=K.device)

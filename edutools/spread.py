@@ -16,6 +16,7 @@ from edutools.arch import architecture_of, oriented, submodule
 from edutools.change import Edit
 from edutools.facts import Fact
 from edutools.keyvalue import BARE, Contexts, keys, states
+from edutools.precision import double
 from edutools.solve import LowRank
 
 __all__ = ["DISTRIBUTIONS", "Share", "shares", "spread"]
@@ -133,7 +134,7 @@ def spread(
             H = states(model, tokenizer, facts, share.target)  # (d_out, n)
         name = names.write(share.layer)
         R = (targets[share.target].to(H.device) - H) / share.divisor  # (d_out, n)
-        W = oriented(submodule(model, name)).double()  # (d_out, d_in)
+        W = double(oriented(submodule(model, name)), "W")  # (d_out, d_in)
         R, K = R.to(W.device), K.to(W.device)
         delta = update(share.layer, W, K, W @ K + R)
         total = total + Edit({name: delta})

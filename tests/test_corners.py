@@ -13,7 +13,7 @@ from edutools.corners import (
     null_space_projector,
     spectrum,
 )
-from edutools.factored import cholesky
+from edutools.linear import cholesky
 from edutools.solve import emmet_update, memit_update
 
 NEAR = {"rtol": 1e-7, "atol": 1e-8}

@@ -6,7 +6,7 @@ from closed_forms import TIGHT, lams, problems, rotation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edutools.factored import weak_columns
+from edutools.linear import weak_columns
 from edutools.solve import (
     CollidingKeys,
     LowRank,
