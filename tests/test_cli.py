@@ -25,7 +25,7 @@ FACT = edu.Fact("The Eiffel Tower", "{} is located in the city of", "Rome", "Par
 WHOM = ["--subject", FACT.subject, "--prompt", FACT.prompt]
 WHAT = [*WHOM, "--target", "Rome", "--truth", "Paris"]
 ROME = ["edit", "--method", "rome", "--set", "search.steps=6"]
-COMMANDS = {"trace", "moments", "edit", "evaluate", "show"}
+COMMANDS = {"trace", "moments", "edit", "evaluate", "show", "plan"}
 
 
 @pytest.fixture(autouse=True)
@@ -546,7 +546,7 @@ def test_the_page_shows_what_the_commands_print(tmp_path, monkeypatch):
         assert len(words) == len(shown), said
         assert all(map(same, words, shown)), said
         seen.add(args[0])
-    assert seen == {"trace", "edit", "moments", "evaluate"}
+    assert seen == {"trace", "edit", "moments", "evaluate", "plan"}
 
 
 # as a process of its own
