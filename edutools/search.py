@@ -6,7 +6,7 @@ through the model together; the facts do not influence one another.
 Axes: n facts · contexts · steps evaluations of the loss.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from edutools.keyvalue import ValueSearch, beginning
 from edutools.objective import PARTS, Objective
 from edutools.rows import SearchRows
 
-__all__ = ["TargetStates", "target_states"]
+__all__ = ["Find", "TargetStates", "target_states"]
 
 RECORDED = (*PARTS, "said")
 
@@ -69,6 +69,9 @@ class TargetStates:
         n = self.values.shape[1]
         p = float(self.probability.mean())
         return f"TargetStates(n={n}, mean probability={p:.3f})"
+
+
+Find = Callable[..., TargetStates]  # called as `target_states` is
 
 
 def target_states(
