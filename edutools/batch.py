@@ -16,7 +16,7 @@ from edutools.checks import typed
 from edutools.facts import Fact
 from edutools.keyvalue import ValueSearch, keys
 from edutools.method import COVARIANCES, Method, Moments, choice
-from edutools.search import target_states
+from edutools.search import Find, target_states
 from edutools.secondmoment import SecondMoment
 from edutools.solve import CollidingKeys, LowRank, emmet_update, memit_update
 from edutools.spread import DISTRIBUTIONS, shares, spread
@@ -38,6 +38,7 @@ class BatchMethod(Method, ABC):
     covariance: str = "moments"
     search: ValueSearch = field(default_factory=ValueSearch)
     covariances: ClassVar[tuple[str, ...]] = COVARIANCES
+    searches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         typed(self)
@@ -86,13 +87,15 @@ class BatchMethod(Method, ABC):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         moments: Moments,
+        *,
+        find: Find = target_states,
     ) -> Edit:
         """The changes of all layers that write the facts."""
         search = self.resolved(model, tokenizer).search
         plan = shares(self.layers, self.distribution)
         groups = self.groups(facts)
         found = {
-            at: target_states(model, tokenizer, facts, at, search=search, groups=groups)
+            at: find(model, tokenizer, facts, at, search=search, groups=groups)
             for at in sorted({share.target for share in plan})
         }
         first = [groups.index(group) for group in dict.fromkeys(groups)]

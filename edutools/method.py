@@ -40,6 +40,7 @@ class Method(ABC):
     needs_moments: ClassVar[bool] = True  # of the layers that `edited` names
     remembers: ClassVar[bool] = False  # whether it spares the keys of earlier edits
     inverts: ClassVar[bool] = False  # whether its moments must have an inverse
+    searches: ClassVar[bool] = False  # whether `compute` takes `find`, see `edit`
 
     @abstractmethod
     def compute(

@@ -23,6 +23,7 @@ from edutools.prompts import fill
 from edutools.rome import ROME
 from edutools.rows import locate
 from edutools.scoring import score
+from edutools.search import Find
 from edutools.sequential import ENCORE, AlphaEdit
 
 __all__ = [
@@ -47,6 +48,7 @@ def edit(
     method: Method,
     moments: Moments | None = None,
     precision: str = "auto",
+    find: Find | None = None,
 ) -> Edit:
     """Find the change of weights that writes facts into a model.
 
@@ -62,6 +64,9 @@ def edit(
             need none ignore them.
         precision: in which C is factorised, where the weight is: 'float64', 'refined'
             (float32, then refined), or 'auto', see `precision.chosen_precision`.
+        find: who searches values, called as `search.target_states`, which is the
+            default; `together.shared_search` lets several processes do it. Methods that
+            search none ignore it.
 
     Returns:
         The change, with its origin.
@@ -82,7 +87,8 @@ def edit(
     used = _placed(model, method, used, precision)
     method.check(model, tokenizer, facts, used)
     _warn_of_known(model, tokenizer, facts)
-    found = method.compute(model, tokenizer, facts, used)
+    more = {"find": find} if find is not None and method.searches else {}
+    found = method.compute(model, tokenizer, facts, used, **more)
     return _signed(model, found, facts, method, used)
 
 

@@ -17,7 +17,7 @@ from edutools.facts import Fact
 from edutools.keyvalue import BARE, ValueSearch, keys
 from edutools.method import COVARIANCES, Method, Moments, choice
 from edutools.precision import double
-from edutools.search import target_states
+from edutools.search import Find, target_states
 from edutools.solve import LowRank, rome_updates
 
 __all__ = ["ROME"]
@@ -51,6 +51,7 @@ class ROME(Method):
         default_factory=lambda: ValueSearch(site="mlp", steps=20, clamp=4.0)
     )
     several: ClassVar[bool] = False
+    searches: ClassVar[bool] = True
     inverts: ClassVar[bool] = True
     bibtex: ClassVar[str] = """
         @inproceedings{meng2022rome,
@@ -107,9 +108,11 @@ class ROME(Method):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         moments: Moments,
+        *,
+        find: Find = target_states,
     ) -> Edit:
         """The rank-one change that writes the fact."""
-        (found,) = self.compute_each(model, tokenizer, facts, moments)
+        (found,) = self.compute_each(model, tokenizer, facts, moments, find=find)
         return found
 
     def compute_each(
@@ -118,10 +121,12 @@ class ROME(Method):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         moments: Moments,
+        *,
+        find: Find = target_states,
     ) -> list[Edit]:
         """For each fact the change that writes it alone; one search for all."""
         search = self.resolved(model, tokenizer).search
-        found = target_states(model, tokenizer, facts, self.layer, search=search)
+        found = find(model, tokenizer, facts, self.layer, search=search)
         bare = keys(model, tokenizer, facts, self.layer, contexts=BARE)  # (d_in, n)
         mean = keys(model, tokenizer, facts, self.layer, contexts=search.contexts)
         name = architecture_of(model).write(self.layer)
