@@ -142,7 +142,7 @@ def test_only_the_first_process_speaks(together):
     _, done = together
     assert done.stdout.count("an edit of model by MEMIT") == 1
     assert done.stdout.count("neighborhood_top1") == 1
-    assert "edutools" not in done.stderr
+    assert "warning" not in done.stderr
 
 
 def test_an_error_of_one_process_ends_all_with_one_message(made, tmp_path):
@@ -314,7 +314,7 @@ def test_nothing_is_imported_before_it_is_needed():
 def test_the_options_on_the_page_exist():
     page = (ROOT / "book" / "reference" / "scale.md").read_text(encoding="utf-8")
     told = re.findall(r"-m edutools (\w+)((?:[^`$\\]|\\\n)*)", page)
-    assert len(told) == 4
+    assert len(told) >= 4
     known = get_command(cli.app).commands  # type: ignore[attr-defined]
     for name, rest in told:
         options = {option for p in known[name].params for option in p.opts}
