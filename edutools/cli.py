@@ -12,12 +12,12 @@ import edutools as edu
 from edutools import options, tables, together
 from edutools.evaluatecli import evaluate_command
 from edutools.flags import Force, Json, Limit, Model, flag
-from edutools.moments import SecondMoment, load_moments, save_moments
+from edutools.momentcli import moments_command
+from edutools.moments import SecondMoment, load_moments
 from edutools.plancli import plan_command
 from edutools.pocket import chosen
 from edutools.ranks import gpus, here
 from edutools.shell import Commands
-from edutools.texts import read_texts
 
 __all__ = ["app", "main"]
 
@@ -102,45 +102,7 @@ def trace(
     _print(values, tables.describe_trace(found), as_json)
 
 
-@app.command()
-def moments(
-    *,
-    texts: Annotated[
-        Path,
-        flag("--texts", text="A text in each line, or .jsonl with 'text' in each."),
-    ],
-    layers: Annotated[str, flag("--layers", text="Such as 3,4,5 or 3-5.")],
-    out: Annotated[Path, flag("--out", text="Folder, a file for each layer.")],
-    model: Model = None,
-    dataset: Annotated[
-        str | None,
-        flag(
-            "--dataset", text="What the texts are, for the record.  [default: the file]"
-        ),
-    ] = None,
-    batch_tokens: Annotated[
-        int, flag("--batch-tokens", min=1, text="Tokens per forward pass.")
-    ] = 4096,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Measure the second moments of a model's keys over texts."""
-    wanted, lines = options.layer_list(layers), read_texts(texts)
-    for layer in wanted:
-        options.fresh(out / f"moment-{layer}.safetensors", force=force)
-    loaded, tokenizer = edu.load(model, **gpus())
-    found = together.shared_moments(
-        here(),
-        loaded,
-        tokenizer,
-        lines,
-        layers=wanted,
-        dataset=dataset or texts.name,
-        batch_tokens=batch_tokens,
-    )
-    if here().leads:
-        save_moments(found, out)
-    _print(tables.moment_values(found), tables.describe_moments(found), as_json)
+app.command("moments")(moments_command)
 
 
 @app.command()

@@ -61,7 +61,12 @@ def shared_moments(
     if not all(counts):
         raise ValueError("The texts have no tokens. Give one that is not empty.")
     return {
-        layer: replace(moment, total=ranks.total(moment.total), count=n)
+        layer: replace(
+            moment,
+            total=ranks.total(moment.total),
+            count=n,
+            info={key: x for key, x in moment.info.items() if key != "shards"},
+        )
         for (layer, moment), n in zip(mine.items(), counts, strict=True)
     }
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from itertools import islice
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import typer
 from typer.testing import CliRunner
 
 import edutools as edu
-from edutools import cli
+from edutools import cli, momentcli
 from edutools.corpus import counterfact_records, documents, text_of
 from edutools.moments import load_moments
+from edutools.progress import Progress
 from edutools.world import build_world
 from scripts import write_corpus
 from tests.test_facts import QUESTION, RECORD
@@ -156,6 +158,67 @@ def test_moments_are_overwritten_only_by_force(made, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["moment-5.safetensors"]
     run(*make, "5", "--force")
     assert (tmp_path / "moment-5.safetensors").stat().st_mtime_ns > before
+
+
+def test_moments_stop_and_go_on_and_name_their_key(made, tmp_path):
+    lines = [json.dumps({"body": "The Eiffel Tower"}) for _ in range(9)]
+    (tmp_path / "bodies.jsonl").write_text("\n".join(lines))
+    make = ["moments", "--texts", tmp_path / "bodies.jsonl", "--key", "body"]
+    make += ["--layers", "5", "--checkpoint", tmp_path / "c", "--force", "--out"]
+    told = values(*make, tmp_path / "m", "--tokens", 20)
+    assert told["5"]["tokens"] == 20
+    assert len(list((tmp_path / "c").iterdir())) == 1
+    told = values(*make, tmp_path / "m", "--tokens", 20)  # from the checkpoint
+    assert told["5"]["tokens"] == 20
+    _, (line,) = run(*make, tmp_path / "m", "--documents", 2, code=2)
+    assert "a checkpoint of another measurement: it has tokens 20, not None" in line
+    make[make.index("--checkpoint") + 1] = tmp_path / "d"
+    told = values(*make, tmp_path / "m", "--documents", 2, "--max-length", 2)
+    assert told["5"]["tokens"] == 4
+
+
+def test_moments_are_merged(made, tmp_path):
+    for name, tokens in (("a", "100"), ("b", "2*d")):
+        make = ["moments", "--texts", made / "texts.txt", "--layers", "3,5"]
+        run(*make, "--tokens", tokens, "--dataset", name, "--out", tmp_path / name)
+    merge = ["moments", "--merge", tmp_path / "a", "--merge", tmp_path / "b", "--out"]
+    told = values(*merge, tmp_path / "both")
+    assert told["3"]["tokens"] == told["5"]["tokens"] == 100 + 2 * 576
+    assert told["5"]["info"]["dataset"] == "a and b"
+    stored = load_moments(tmp_path / "both")
+    parts = [load_moments(tmp_path / name)[3].total for name in "ab"]
+    assert torch.equal(stored[3].total, sum(parts))
+    _, (line,) = run(*merge, tmp_path / "both", code=2)
+    assert "exists already" in line
+
+
+def test_moments_without_an_end_must_be_given_one(monkeypatch, tmp_path):
+    texts = iter(["Rome"] * 10**6)
+    stream = types.SimpleNamespace(
+        load_dataset=lambda *_, **__: ({"text": text} for text in texts)
+    )
+    monkeypatch.setitem(sys.modules, "datasets", stream)
+    make = ["moments", "--texts", "hub:wikimedia/wikipedia", "--layers", "5"]
+    make += ["--out", tmp_path / "m"]
+    _, (line,) = run(*make, code=2)
+    assert "Give --tokens 10*d, which is enough" in line
+    told = values(*make, "--tokens", 30)
+    assert told["5"]["info"]["dataset"].startswith("wikimedia/wikipedia 20231101.en")
+    assert len(list(texts)) > 10**6 - 1000
+
+
+def test_long_measurements_say_how_long(monkeypatch, capsys):
+    say = momentcli._Lines()
+    step = Progress(tokens=1000, total=10**6, rate=100.0)
+    say(step)
+    say(step)
+    say(step)
+    assert capsys.readouterr().err == (
+        "edutools: 1,000 of about 1,000,000 tokens, 100 per second, about 3 h left\n"
+    )
+    monkeypatch.setattr(momentcli, "PAUSE", 0.0)
+    say(Progress(tokens=9, total=9, rate=1.0))
+    assert "9 of about 9 tokens" in capsys.readouterr().err
 
 
 # edit
@@ -382,6 +445,11 @@ def bad(made, tmp_path):
         ([*moments, made / "texts.txt", "--layers", "a"], "write them as '3,4,5'"),
         ([*moments, made / "texts.txt", "--layers", "5,5"], "each of them once"),
         ([*moments, made / "texts.txt", "--batch-tokens", 0], "Invalid value for"),
+        (["moments", "--layers", "5", *out], "--texts is None and --layers is '5'"),
+        (["moments", "--texts", made / "texts.txt", *out], "--layers is None"),
+        (["moments", "--merge", made / "m", *out], "--merge was given 1 times"),
+        ([*moments, made / "texts.txt", "--tokens", "ten"], "tokens is 'ten'; give"),
+        ([*moments, made / "texts.txt", "--split", "train"], "data sets of the Hub"),
         ([*rome, "--method", "rom"], "No method 'rom'. Did you mean 'ROME'?"),
         ([*rome, "--preset", "gpt-2"], "ROME has no preset for 'gpt-2'"),
         ([*rome, "--set", "lyer=5"], "Did you mean 'layer'?"),
