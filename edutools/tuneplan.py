@@ -84,16 +84,17 @@ def mend_phase(model: PreTrainedModel, method: MEND, scale: Scale) -> Phase:
     length = scale.tokens + scale.answer - 1
     cost = tracing_back(model, Layout(together, 1, length, scale.answer), names)
     kept = together * (length if method.tokens == "all" else 1)
-    both = max(sum(shape) for shape in shapes)
     learned = editor_size(shapes, **_networks(method))  # type: ignore[arg-type]
+    found = {
+        "gradient factors": 4 * together * length * sum(map(sum, shapes)),
+        "transformed factors": 28 * kept * max(map(sum, shapes)),
+        "changes": _changes(shapes, method, scale),
+    }
+    passing = {"the pass and its gradient": cost.peak}
+    held = max(passing, found, key=lambda parts: sum(parts.values()))
     return Phase(
         name="editing",
-        device={
-            "editor networks": 4 * learned,
-            "the pass and its gradient": cost.peak,
-            "transformed factors": 4 * kept * (7 * both),
-            "changes": _changes(shapes, method, scale),
-        },
+        device={"editor networks": 4 * learned} | held,
         units=scale.facts,
         unit="fact",
         flops=-(-scale.facts // together) * (cost.flops + 2 * kept * learned),

@@ -181,7 +181,7 @@ def test_mend_takes_what_was_planned(small):
     names = [p.name for p in plan(model, method=begun).phases]
     assert "training" not in names
     untrained = plan(model, method=edu.MEND(layers=(2, 3), rank=16))
-    assert [p.name for p in untrained.phases][0] == "training"
+    assert next(p.name for p in untrained.phases) == "training"
 
 
 def test_operations_are_those_of_the_products(small):
@@ -316,7 +316,7 @@ def test_sizes_are_read(text, size):
 
 @pytest.mark.parametrize("text", ["24", "GB", "-3GB", "many", "24TB"])
 def test_other_sizes_are_refused(text):
-    with pytest.raises(ValueError, match="The memory is .*; write it as"):
+    with pytest.raises(ValueError, match=r"The memory is .*; write it as"):
         available(text)
 
 
