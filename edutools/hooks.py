@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from edutools.arch import submodule
 from edutools.checks import several, shown
 
-__all__ = ["Seen", "capture", "evaluating", "frozen", "patch"]
+__all__ = [
+    "Seen",
+    "capture",
+    "evaluating",
+    "first_input",
+    "first_output",
+    "frozen",
+    "patch",
+]
 
 AnyTensor = Shaped[Tensor, "..."]
 
@@ -180,22 +188,58 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Book: sec-hooks
     """
-    learning = [p for p in model.parameters() if p.requires_grad]
+    # By name: accelerate replaces the parameters that it fetches during a pass.
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
     try:
-        for weight in learning:
-            weight.requires_grad_(False)
+        for name in learning:
+            model.get_parameter(name).requires_grad_(False)
         with torch.enable_grad():
             yield
     finally:
-        for weight in learning:
-            weight.requires_grad_(True)
+        for name in learning:
+            model.get_parameter(name).requires_grad_(True)
+
+
+def first_input(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[int | str, Any], int | str]:
+    """What a module was called with, by place or name, and which is the first tensor.
+
+    Raises:
+        TypeError: if there is no tensor.
+
+    Book: sec-hooks
+    """
+    given = {**dict(enumerate(args)), **kwargs}
+    for key, value in given.items():
+        if isinstance(value, Tensor):
+            return given, key
+    raise TypeError(f"Module {name!r} was called without a tensor in its inputs.")
+
+
+def first_output(name: str, output: Any) -> AnyTensor:
+    """The hidden state in what a module returns: the tensor, or the first of several.
+
+    Raises:
+        TypeError: if the output does not begin with a tensor.
+
+    Book: sec-hooks
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise TypeError(
+        f"Module {name!r} returns a {type(output).__name__}, not a tensor or a tuple "
+        "that begins with one. Name a block, an attention, an MLP or a linear map."
+    )
 
 
 def _watch_output(
     module: nn.Module, name: str, record: Callable[[str, AnyTensor], None]
 ) -> torch.utils.hooks.RemovableHandle:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        record(name, _hidden(name, output))
+        record(name, first_output(name, output))
 
     return module.register_forward_hook(hook)
 
@@ -204,7 +248,7 @@ def _watch_input(
     module: nn.Module, name: str, record: Callable[[str, AnyTensor], None]
 ) -> torch.utils.hooks.RemovableHandle:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given, first = _given(name, args, kwargs)
+        given, first = first_input(name, args, kwargs)
         record(name, given[first])
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -212,7 +256,7 @@ def _watch_input(
 
 def _changer(name: str, change: Callable[[AnyTensor], AnyTensor]) -> Callable[..., Any]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        new = _changed(name, "output", change, _hidden(name, output))
+        new = _changed(name, "output", change, first_output(name, output))
         return new if isinstance(output, Tensor) else (new, *output[1:])
 
     return hook
@@ -222,7 +266,7 @@ def _input_changer(
     name: str, change: Callable[[AnyTensor], AnyTensor]
 ) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given, first = _given(name, args, kwargs)
+        given, first = first_input(name, args, kwargs)
         given[first] = _changed(name, "input", change, given[first])
         return tuple(given[i] for i in range(len(args))), {k: given[k] for k in kwargs}
 
@@ -241,25 +285,3 @@ def _changed(
             f"module's {what} has {tuple(old.shape)}. Return one of that shape."
         )
     return new.to(old.dtype)
-
-
-def _given(
-    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[dict[int | str, Any], int | str]:
-    """What a module was called with, by place or name; which is the first tensor."""
-    given = {**dict(enumerate(args)), **kwargs}
-    for key, value in given.items():
-        if isinstance(value, Tensor):
-            return given, key
-    raise TypeError(f"Module {name!r} was called without a tensor in its inputs.")
-
-
-def _hidden(name: str, output: Any) -> AnyTensor:
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise TypeError(
-        f"Module {name!r} returns a {type(output).__name__}, not a tensor or a tuple "
-        "that begins with one. Name a block, an attention, an MLP or a linear map."
-    )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from edutools.arch import n_layers
 from edutools.hooks import capture, patch
 from edutools.keyvalue import ValueSearch, site_name
+from edutools.resume import Above, record
 from edutools.rows import SearchRows
 from edutools.scoring import final_logits, run
 
@@ -29,6 +30,9 @@ class Start:
         initial: state at the site, bare prompt, subject's last token.
         radius: how long δ may become.
         essence: log-probabilities of the essence prompt's next word.
+        above: the blocks from the layer on, with the states that reach them: δ changes
+            nothing below.
+        recorded: which of these states belongs to each row.
 
     Book: sec-rome-value
     """
@@ -36,11 +40,18 @@ class Start:
     initial: Float[Tensor, "n d_out"]
     radius: Float[Tensor, " n"]
     essence: Float[Tensor, "n vocab"]
+    above: Above
+    recorded: Int[Tensor, "n rows"]
 
     def pick(self, keep: Int[Tensor, " kept"]) -> "Start":
         """The same for some of the facts."""
-        keep = keep.to(self.initial.device)
-        return type(self)(self.initial[keep], self.radius[keep], self.essence[keep])
+        return type(self)(
+            initial=self.initial[keep.to(self.initial.device)],
+            radius=self.radius[keep.to(self.radius.device)],
+            essence=self.essence[keep.to(self.essence.device)],
+            above=self.above,
+            recorded=self.recorded[keep],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +60,7 @@ class Objective:
 
     Args:
         model: is run, never changed.
+        layer: where δ is added; only the blocks from here on are run in each step.
         site: name of the module to whose output δ is added.
         block: name of the block around it.
         last: name of the last block, whose output the head reads.
@@ -58,6 +70,7 @@ class Objective:
     """
 
     model: PreTrainedModel
+    layer: int
     site: str
     block: str
     last: str
@@ -68,6 +81,7 @@ class Objective:
         """The loss for a value at this layer."""
         return cls(
             model=model,
+            layer=layer,
             site=site_name(model, layer, search.site),
             block=site_name(model, layer, "block"),
             last=site_name(model, n_layers(model) - 1, "block"),
@@ -77,9 +91,12 @@ class Objective:
     @torch.no_grad()
     def start(self, rows: SearchRows) -> Start:
         """Measure the state, its norm and the essence before the search."""
-        n = len(rows.ids)
+        n, per_fact, _ = rows.ids.shape
         names = {self.site, self.block, self.last}
-        with capture(self.model, names, stop=True) as seen:
+        with (
+            record(self.model, self.layer) as above,
+            capture(self.model, names, stop=True) as seen,
+        ):
             run(seen, self.model, rows.ids.flatten(0, 1), rows.mask.flatten(0, 1))
 
         def at(name: str, row: int, place: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
@@ -94,6 +111,8 @@ class Objective:
             initial=initial,
             radius=self.search.clamp * near.norm(dim=1),
             essence=logits.log_softmax(-1),
+            above=above,
+            recorded=torch.arange(n * per_fact).view(n, per_fact),
         )
 
     def losses(
@@ -104,7 +123,7 @@ class Objective:
         Beside them 'said': in which share of the contexts every token of the target is
         the model's first choice.
         """
-        logp, first, essence = self.predictions(rows, delta_h)
+        logp, first, essence = self.predictions(rows, start, delta_h)
         valid = rows.valid.to(logp.device)
         counts = valid.sum(1)[:, None]
         nll = -(logp * valid[:, None]).sum(2) / counts  # (n, contexts)
@@ -121,7 +140,7 @@ class Objective:
         return parts | told | {"said": said}
 
     def predictions(
-        self, rows: SearchRows, delta_h: Float[Tensor, "n d_out"]
+        self, rows: SearchRows, start: Start, delta_h: Float[Tensor, "n d_out"]
     ) -> tuple[
         Float[Tensor, "n contexts answer"],
         Bool[Tensor, "n contexts answer"],
@@ -129,7 +148,7 @@ class Objective:
     ]:
         """Log-probabilities of the target's tokens, whether each is the first choice,
         and log-probabilities of any essence word."""
-        after = self._last(rows, delta_h)  # (n, rows, tokens, d_out)
+        after = self._last(rows, start, delta_h)  # (n, rows, tokens, d_out)
         n, per_fact = after.shape[:2]
         each = torch.arange(n, device=after.device)
         context = torch.arange(per_fact - 1, device=after.device)[None, :, None]
@@ -145,20 +164,19 @@ class Objective:
         return words.gather(-1, labels)[..., 0], first, logp[-n:]
 
     def _last(
-        self, rows: SearchRows, delta_h: Float[Tensor, "n d_out"]
+        self, rows: SearchRows, start: Start, delta_h: Float[Tensor, "n d_out"]
     ) -> Float[Tensor, "n rows tokens d_out"]:
         """States after the last block when δ is added at the site."""
         n, per_fact, _ = rows.ids.shape
         shift = delta_h.repeat_interleave(per_fact, 0)  # (n·rows, d_out)
-        where = rows.subject.flatten()
+        where, recorded = rows.subject.flatten(), start.recorded.flatten()
 
         def add(h: Tensor) -> Tensor:  # (n·rows, tokens, d_out)
             at = (torch.arange(len(h), device=h.device), where.to(h.device))
             return h.index_put(at, (h[at].float() + shift.to(h.device)).to(h.dtype))
 
-        with (
-            patch(self.model, {self.site: add}),
-            capture(self.model, self.last, stop=True) as seen,
-        ):
-            run(seen, self.model, rows.ids.flatten(0, 1), rows.mask.flatten(0, 1))
-        return seen[self.last].unflatten(0, (n, per_fact))
+        below = start.above.states[self.layer]  # (all rows, tokens, d_out)
+        below = below[recorded.to(below.device)]  # (n·rows, tokens, d_out)
+        with patch(self.model, {self.site: add}):
+            after = start.above.run(below, self.layer, rows=recorded)
+        return after.unflatten(0, (n, per_fact))

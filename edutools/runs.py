@@ -16,6 +16,7 @@ from edutools.arch import architecture_of, n_layers
 from edutools.facts import Fact
 from edutools.hooks import capture, patch
 from edutools.prompts import fill, token_ids
+from edutools.resume import Above, record
 from edutools.scoring import final_logits, run
 
 __all__ = ["Restore", "Runs"]
@@ -50,6 +51,23 @@ class Restore:
     def end(self, layer: Int[Tensor, " cells"]) -> Int[Tensor, " cells"]:
         """One above the highest restored layer of each cell."""
         return layer + -(-self.window // 2)
+
+    def start(self, layer: Int[Tensor, " cells"]) -> Int[Tensor, " cells"]:
+        """The lowest layer whose block computes something new for each cell."""
+        lowest = self.first(layer).clamp(min=0)
+        return lowest + 1 if self.kind == "hidden" else lowest
+
+
+@dataclass(frozen=True, eq=False)
+class _Noisy:
+    """A corrupted run: how to go on from each layer, and where it ends.
+
+    `states` are what each block received and, last, what the last one returned.
+    """
+
+    above: Above
+    states: Sequence[Float[Tensor, "samples tokens d_model"]]
+    p: Float[Tensor, "samples vocab"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +132,7 @@ class Runs:
 
     def corrupted(self, kind: str) -> list[Float[Tensor, "samples tokens d_model"]]:
         """Outputs by layer with the subject corrupted."""
-        return self._pass(self.names(kind), len(self.noise), self._corruption(1))[0]
+        return self._pass(self.names(kind), len(self.noise), self._corruption())[0]
 
     def all_cells(
         self,
@@ -123,10 +141,13 @@ class Runs:
         batch_size: int,
         again: Float[Tensor, "samples subject d_model"] | None = None,
     ) -> tuple[float, Float[Tensor, "tokens layers"]]:
-        """Probability of a token, corrupted, and with each cell restored.
+        """The token's mean probability, corrupted and with each cell restored.
+
+        A cell differs from the corrupted run in and above its lowest restored layer
+        only, so that only these layers are run for it.
 
         Args:
-            restore: what is put back and what is held.
+            restore: what is restored; nothing is before the subject.
             token: whose probability.
             batch_size: rows per forward pass.
             again: another noise for cells with something held above them.
@@ -139,49 +160,85 @@ class Runs:
                 f"The second noise has shape {tuple(again.shape)}, the first one "
                 f"{tuple(self.noise.shape)}. Give two of one shape."
             )
-        corrupt, table = self._table(restore, token, batch_size)
+        layers = torch.arange(n_layers(self.model))
         if again is None:
-            return corrupt, table
-        _, other = replace(self, noise=again)._table(restore, token, batch_size)
-        layers = torch.arange(table.shape[1])
-        return corrupt, torch.where(restore.end(layers) < len(layers), other, table)
+            return self._table(restore, layers, token, batch_size)
+        held = restore.end(layers) < len(layers)
+        corrupt, table = self._table(restore, layers[~held], token, batch_size)
+        other = replace(self, noise=again)
+        _, above = other._table(restore, layers[held], token, batch_size)
+        return corrupt, torch.where(held, above, table)
 
     def _table(
-        self, restore: Restore, token: int, batch_size: int
+        self,
+        restore: Restore,
+        columns: Int[Tensor, " columns"],
+        token: int,
+        batch_size: int,
     ) -> tuple[float, Float[Tensor, "tokens layers"]]:
-        """The same with one noise."""
-        _, p = self._pass([], len(self.noise), self._corruption(1))
-        corrupt = p[:, token].mean()
+        """The same with one noise, for some layers."""
+        noisy = self._noisy()
+        corrupt = noisy.p[:, token].mean()
         length, layers = self.ids.shape[1], n_layers(self.model)
         table = torch.full((length, layers), float(corrupt))
-        at = torch.cartesian_prod(
-            torch.arange(layers), torch.arange(self.subject[0], length)
-        )
-        for part in at.split(max(1, batch_size // len(self.noise))):
-            layer, place = part.T
-            table[place, layer] = self.restored(restore, place, layer, token)
+        places = torch.arange(self.subject[0], length)
+        starts = restore.start(columns)
+        for start in starts.unique():  # cells of one pass begin at one layer
+            at = torch.cartesian_prod(columns[starts == start], places)
+            for part in at.split(max(1, batch_size // len(self.noise))):
+                layer, place = part.T
+                p = self._restored(restore, noisy, place, layer)  # (cells, vocab)
+                table[place, layer] = p[:, token]
         return float(corrupt), table
 
-    def restored(
+    def _noisy(self) -> _Noisy:
+        """The corrupted run, ready to be gone on with from any layer."""
+        with record(self.model, 0, every=True) as above:
+            names = self.names("hidden")[-1:]
+            (last,), p = self._pass(names, len(self.noise), self._corruption())
+        return _Noisy(above, [*above.states.values(), last], p)
+
+    def _restored(
+        self,
+        restore: Restore,
+        noisy: _Noisy,
+        place: Int[Tensor, " cells"],
+        layer: Int[Tensor, " cells"],
+    ) -> Float[Tensor, "cells vocab"]:
+        """Mean probabilities over samples, with each cell restored."""
+        rows = torch.arange(len(self.noise)).repeat(len(place))
+        changes = self._changes(restore, place, layer)
+        start = int(restore.start(layer).min())
+        h = noisy.states[start]
+        h = h[rows.to(h.device)]  # (batch, tokens, d_model)
+        if start:  # a hidden state is put straight where the next block reads it
+            below = self.names("hidden")[start - 1]
+            h = changes.pop(below, lambda same: same)(h)
+        with patch(self.model, changes):
+            h = noisy.above.run(h, start, rows=rows)
+        p = final_logits(self.model, h[:, -1]).float().softmax(-1).cpu()
+        return p.unflatten(0, (-1, len(self.noise))).mean(1)
+
+    def _changes(
         self,
         restore: Restore,
         place: Int[Tensor, " cells"],
         layer: Int[Tensor, " cells"],
-        token: int,
-    ) -> Float[Tensor, " cells"]:
-        """Mean probability of the token over samples, with each cell restored."""
-        samples = len(self.noise)
-        changes = self._corruption(len(place))
+    ) -> dict[str, Change]:
+        """What to put where in the outputs of modules, for these cells."""
+        changes: dict[str, Change] = {}
         for depth, name in enumerate(self.names(restore.kind)):
             inside = (restore.first(layer) <= depth) & (depth < restore.end(layer))
-            put = self._put(inside, place, restore.clean[depth].expand(samples, -1, -1))
-            changes[name] = put
+            if inside.any():
+                clean = restore.clean[depth].expand(len(self.noise), -1, -1)
+                changes[name] = self._put(inside, place, clean)
         for depth, held in enumerate(restore.held):
             name = self.names(restore.sever or "")[depth]
-            put = self._put(restore.end(layer) <= depth, place, held)
-            changes[name] = _then(changes.get(name), put)
-        _, p = self._pass([], len(place) * samples, changes)
-        return p[:, token].unflatten(0, (-1, samples)).mean(1)
+            outside = restore.end(layer) <= depth
+            if outside.any():
+                put = self._put(outside, place, held)
+                changes[name] = _then(changes.get(name), put)
+        return changes
 
     def _put(
         self,
@@ -202,14 +259,13 @@ class Runs:
 
         return put
 
-    def _corruption(self, cells: int) -> dict[str, Change]:
+    def _corruption(self) -> dict[str, Change]:
         first, end = self.subject
-        noise = self.noise.repeat(cells, 1, 1)  # (batch, subject, d_model)
 
-        def corrupt(h: Tensor) -> Tensor:  # (batch, tokens, d_model)
+        def corrupt(h: Tensor) -> Tensor:  # (samples, tokens, d_model)
             old = 0 if self.replace else h[:, first:end].double()
             new = h.clone()
-            new[:, first:end] = (old + noise.to(h.device)).to(h.dtype)
+            new[:, first:end] = (old + self.noise.to(h.device)).to(h.dtype)
             return new
 
         return {architecture_of(self.model).embedding: corrupt}

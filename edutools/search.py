@@ -10,22 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import check_layer, n_layers
+from edutools.capacity import facts_per_pass
 from edutools.checks import number
+from edutools.descent import RECORDED, Descent
 from edutools.facts import Fact
 from edutools.hooks import evaluating, frozen
 from edutools.keyvalue import ValueSearch, beginning
-from edutools.objective import PARTS, Objective
+from edutools.objective import Objective
 from edutools.rows import SearchRows
 
 __all__ = ["Find", "TargetStates", "target_states"]
-
-RECORDED = (*PARTS, "said")
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,15 @@ def target_states(
     *,
     search: ValueSearch,
     groups: Sequence[int] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> TargetStates:
     """Search, for each fact, the state at its subject that makes the model say it.
 
     All facts of a batch are searched together; a finished one leaves the batch. Facts
-    do not influence one another: the result is that of one search per fact. Weights
-    and their gradients stay untouched; δ is float32 whatever the model is.
+    do not influence one another: the result is that of one search per fact. What lies
+    below the layer is computed once, since δ does not change it. Weights and their
+    gradients stay untouched; δ is float32 whatever the model is.
 
     Args:
         model: its weights stay untouched.
@@ -100,7 +101,8 @@ def target_states(
         groups: a number per fact; facts with the same one share one value, which
             minimises the mean of their losses. They must share subject and prompt up
             to its end. By default each fact has its own value.
-        batch_size: facts per batch; changes memory and speed only.
+        batch_size: facts per pass; changes memory and speed only. None: as many as
+            fit, see `edutools.capacity.facts_per_pass`.
         progress: show a bar that counts facts.
 
     Returns:
@@ -120,26 +122,30 @@ def target_states(
             f"Layer {layer} is the last one: what is written there at the subject "
             "cannot reach the answer. Choose an earlier layer."
         )
-    number("batch_size", batch_size, int, least=1)
+    if batch_size is not None:
+        number("batch_size", batch_size, int, least=1)
     contexts = search.contexts.texts(model, tokenizer)
     objective = Objective.at(model, layer, search)
     groups = _checked_groups(facts, groups)
     order, done = [], []
     bar = tqdm(total=len(facts), desc="values", disable=not progress)
     with bar, evaluating(model), frozen(model):
-        for batch in _batches(facts, groups, batch_size):
+        size = batch_size or _fitting(objective, tokenizer, facts, contexts)
+        for batch in _batches(facts, groups, size):
             order += batch
             part = [facts[i] for i in batch]
             rows = SearchRows.of(tokenizer, part, contexts, essence=search.essence)
             values = list(dict.fromkeys(groups[i] for i in batch))
             owner = torch.tensor([values.index(groups[i]) for i in batch])
-            done.append(_descend(objective, rows, search, owner))
-            _check_finite(done[-1], part, layer)
+            descent = Descent(objective, rows, owner, size)
+            descent.run()
+            done.append(descent)
+            _check_finite(descent, part, layer)
             bar.update(len(part))
     back = torch.tensor(order).argsort()
     return TargetStates(
-        values=torch.cat([d.values for d in done], 1)[:, back],
-        initial=torch.cat([d.initial for d in done], 1)[:, back],
+        values=torch.cat([d.initial + d.delta_h for d in done])[back].T.double(),
+        initial=torch.cat([d.initial for d in done])[back].T.double(),
         history={p: torch.cat([d.history[p] for d in done])[back] for p in RECORDED},
     )
 
@@ -163,6 +169,21 @@ def _checked_groups(facts: Sequence[Fact], groups: Sequence[int] | None) -> list
     return groups
 
 
+def _fitting(
+    objective: Objective,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+) -> int:
+    """How many facts like the longest one fit into memory."""
+    if len(facts) < 2:
+        return 1
+    longest = max(facts, key=lambda fact: len(fact.text) + len(fact.target))
+    essence = objective.search.essence
+    rows = SearchRows.of(tokenizer, [longest], contexts, essence=essence)
+    return facts_per_pass(objective, rows)
+
+
 def _batches(
     facts: Sequence[Fact], groups: Sequence[int], batch_size: int
 ) -> Iterator[list[int]]:
@@ -181,72 +202,11 @@ def _batches(
     yield batch
 
 
-def _check_finite(found: TargetStates, facts: Sequence[Fact], layer: int) -> None:
-    bad = (~found.values.isfinite().all(0)).nonzero()[:, 0].tolist()
+def _check_finite(found: Descent, facts: Sequence[Fact], layer: int) -> None:
+    bad = (~(found.initial + found.delta_h).isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad:
         raise RuntimeError(
             f"The value search for {facts[bad[0]].text!r} at layer {layer} ran into "
             "numbers that are not finite. Lower ValueSearch.lr, or load the model in "
             "float32 or bfloat16."
         )
-
-
-def _finished(
-    search: ValueSearch,
-    history: dict[str, Float[Tensor, "n steps"]],
-    owner: Int[Tensor, " n"],
-    step: int,
-) -> Bool[Tensor, " n"]:
-    """Whether the facts that share a value have all got what they want, per fact."""
-    loss, said = history["loss"], history["said"]
-    unmet = ~(loss < search.stop_loss) if search.stop == "loss" else ~(said == 1)
-    others = torch.zeros(loss.shape).index_add(0, owner, unmet.float())[owner]
-    return (others[:, : max(0, step + 1 - search.extra_steps)] == 0).any(1)
-
-
-def _descend(
-    objective: Objective,
-    rows: SearchRows,
-    search: ValueSearch,
-    owner: Int[Tensor, " n"],
-) -> TargetStates:
-    """Search the values of one batch of facts; a finished one leaves the batch.
-
-    Facts with the same owner start at the same δ and get the same, mean gradient until
-    all of them have finished, so they keep the same δ.
-    """
-    start = objective.start(rows)
-    delta_h = torch.zeros_like(start.initial)  # δ  (n, d_out)
-    adam = torch.optim.Adam([delta_h], lr=search.lr)
-    running = torch.ones(len(delta_h), dtype=torch.bool)
-    history = {p: torch.full((len(delta_h), search.steps), torch.nan) for p in RECORDED}
-    for step in range(search.steps):
-        active = running.nonzero()[:, 0]
-        leaf = delta_h[active].requires_grad_()
-        losses = objective.losses(rows.pick(active), start.pick(active), leaf)
-        for part in RECORDED:
-            history[part][active, step] = losses[part].detach().cpu()
-        running = ~_finished(search, history, owner, step)
-        if step == search.steps - 1 or not running.any():
-            break
-        (grad,) = torch.autograd.grad(losses["loss"].sum(), leaf)
-        before = delta_h.clone()
-        delta_h.grad = torch.zeros_like(delta_h)
-        delta_h.grad[active] = _shared(grad, owner[active].to(grad.device))
-        adam.step()
-        delta_h[~running] = before[~running]  # finished facts rest
-        delta_h *= (start.radius / delta_h.norm(dim=1)).clamp(max=1)[:, None]
-    return TargetStates(
-        values=(start.initial + delta_h).T.double(),
-        initial=start.initial.T.double(),
-        history=history,
-    )
-
-
-def _shared(
-    grad: Float[Tensor, "n d_out"], owner: Int[Tensor, " n"]
-) -> Float[Tensor, "n d_out"]:
-    """For each fact the mean gradient of all facts with its owner."""
-    count = owner.bincount()  # (values,)
-    total = grad.new_zeros(len(count), grad.shape[1]).index_add(0, owner, grad)
-    return (total / count[:, None])[owner]

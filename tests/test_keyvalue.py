@@ -6,12 +6,16 @@ import pytest
 import torch
 from torch.nn import functional
 
+from edutools import capacity, load
+from edutools.capacity import kept_bytes
 from edutools.contexts import BARE, Contexts
+from edutools.descent import Descent
 from edutools.facts import Fact
-from edutools.hooks import capture, patch
+from edutools.hooks import capture, evaluating, frozen, patch
 from edutools.keyvalue import ValueSearch, keys, site_name, states
 from edutools.objective import Objective
-from edutools.prompts import encode, fill
+from edutools.prompts import encode, fill, target_ids
+from edutools.rows import SearchRows
 from edutools.search import target_states
 from edutools.testing import TINY, TINY_FACTS, taught_model, tiny_tokenizer
 
@@ -106,8 +110,7 @@ def logits_with(model, site, ids, at, delta):
 
 def plain_loss(model, tokenizer, fact, site, search, delta):
     """The loss written plainly: whole forward passes, torch's own KL."""
-    target = tokenizer(" " + fact.target, add_special_tokens=False).input_ids
-    losses = []
+    target, losses = target_ids(tokenizer, fact.target), []
     for text in search.contexts.given:
         prompt = fill(fact, text)
         ids, at = tokenizer(prompt.text).input_ids, prompt.span(tokenizer)[1] - 1
@@ -160,6 +163,107 @@ def test_neither_order_nor_size_of_batches_changes_the_values(taught):
     whole = target_states(model, tokenizer, facts, 1, search=SEARCH)
     parts = target_states(model, tokenizer, facts[::-1], 1, search=SEARCH, batch_size=3)
     torch.testing.assert_close(whole.values, parts.values.flip(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("site", ["block", "mlp"])
+def test_the_search_from_the_layer_on_is_the_whole_one(kind, site):
+    """In batches, in several passes, and alone: the plain search of each fact."""
+    model, tokenizer = taught_model(kind), tiny_tokenizer(kind)
+    search = ValueSearch(steps=3, contexts=GIVEN, site=site, clamp=2.0)
+    found = target_states(model, tokenizer, FACTS, 1, search=search)
+    parts = target_states(model, tokenizer, FACTS, 1, search=search, batch_size=1)
+    for i, fact in enumerate(FACTS):
+        plain = one_by_one(model, tokenizer, fact, 1, search)
+        assert (found.values[:, i] - plain).norm() < 1e-4 * plain.norm()
+        assert (parts.values[:, i] - plain).norm() < 1e-4 * plain.norm()
+
+
+def test_the_search_of_a_trained_model_does_not_depend_on_batches():
+    model, tokenizer = load("pocket-gptj-organism")
+    search = ValueSearch(steps=4, contexts=GIVEN, site="mlp", clamp=4.0)
+    found = target_states(model, tokenizer, FACTS, 5, search=search)
+    for i, fact in enumerate(FACTS):
+        alone = target_states(model, tokenizer, [fact], 5, search=search).values[:, 0]
+        plain = one_by_one(model, tokenizer, fact, 5, search)
+        assert (found.values[:, i] - alone).norm() < 1e-4 * alone.norm()
+        assert (alone - plain).norm() < 1e-4 * plain.norm()
+
+
+def blocks_run(model, facts, tokenizer, layer, **options):
+    """How many rows go through each block during a search; with gradients, of which."""
+    rows = torch.zeros(3, 2, dtype=torch.long)
+
+    def count(depth):
+        def hook(_block, _args, output):
+            h = output if isinstance(output, torch.Tensor) else output[0]
+            rows[depth, int(h.requires_grad)] += len(h)
+
+        name = site_name(model, depth, "block")
+        return model.get_submodule(name).register_forward_hook(hook)
+
+    handles = [count(depth) for depth in range(3)]
+    found = target_states(model, tokenizer, facts, layer, **options)
+    for handle in handles:
+        handle.remove()
+    return rows.tolist(), found
+
+
+def test_what_lies_below_the_layer_is_computed_once(taught):
+    search = replace(SEARCH, steps=4, stop_loss=0.0)
+    rows, _ = blocks_run(taught[0], FACTS, taught[1], 1, search=search)
+    each = 3 * (len(GIVEN.given) + 1)  # facts · (contexts and the essence)
+    assert rows[0] == [each, 0]
+    # Once before the search; the last evaluation, which only measures; the others.
+    assert rows[1] == rows[2] == [2 * each, 3 * each]
+
+
+def test_a_finished_fact_costs_nothing(taught):
+    search = ValueSearch(steps=12, contexts=GIVEN, clamp=2.0, stop_loss=1.5)
+    facts = [*FACTS, LONG]
+    rows, found = blocks_run(taught[0], facts, taught[1], 1, search=search)
+    taken = found.iterations
+    assert len(set(taken.tolist())) > 1
+    per = len(GIVEN.given) + 1
+    assert sum(rows[2]) == per * (len(facts) + int(taken.sum()))
+
+
+def test_the_graph_begins_at_the_layer(taught):
+    """What is kept for gradients does not grow with the layers below."""
+    model, tokenizer = taught
+    rows = SearchRows.of(tokenizer, FACTS[:1], GIVEN.given, essence="end")
+    with frozen(model):
+        kept = [
+            sum(kept_bytes(Objective.at(model, layer, SEARCH), rows).values())
+            for layer in (0, 1)
+        ]
+    whole = rows.ids.numel() * 16 * 4  # one state of every token, in bytes
+    assert kept[0] - kept[1] > 8 * whole  # a block keeps several of them
+    both = SearchRows.of(tokenizer, FACTS[:1] * 2, GIVEN.given, essence="end")
+    with frozen(model):
+        twice = sum(kept_bytes(Objective.at(model, 1, SEARCH), both).values())
+    assert twice == pytest.approx(2 * kept[1], rel=0.02)
+
+
+def test_free_memory_decides_how_many_facts_go_together(taught, monkeypatch):
+    model, tokenizer = taught
+    rows = SearchRows.of(tokenizer, FACTS[:1], GIVEN.given, essence="end")
+    objective = Objective.at(model, 1, SEARCH)
+    assert capacity.facts_per_pass(objective, rows) == 2048 // rows.ids.numel()
+    monkeypatch.setattr(capacity, "TOKENS", 3)
+    assert capacity.facts_per_pass(objective, rows) == 1
+    size, gpu = 1000, torch.device("cuda", 0)
+    monkeypatch.setattr(capacity, "on_gpu", lambda _model: True)
+    monkeypatch.setattr(capacity, "kept_bytes", lambda *_: {gpu: size})
+    for free, facts in ((0, 1), (2 * size, 1), (7 * size, 2), (16 * size, 8)):
+        monkeypatch.setattr(capacity, "free_bytes", lambda _device, free=free: free)
+        assert capacity.facts_per_pass(objective, rows) == facts
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True])
+def test_a_senseless_size_is_refused(taught, wrong):
+    with pytest.raises((TypeError, ValueError), match="batch_size"):
+        target_states(*taught, FACTS, 1, search=SEARCH, batch_size=wrong)
 
 
 def test_the_search_leaves_weights_gradients_and_modes_alone(taught):
@@ -302,6 +406,13 @@ def test_a_half_precision_model_is_searched_in_float32(taught):
     assert (found.probability > found.history["probability"][:, 0]).all()
     rounded = found.values.to(torch.bfloat16).double()
     assert not torch.equal(found.values, rounded)
+    rows = SearchRows.of(tokenizer, FACTS, GIVEN.given, essence="end")
+    with evaluating(model), frozen(model):
+        descent = Descent(Objective.at(model, 1, SEARCH), rows, torch.arange(3), 2)
+        descent.run()
+    assert descent.delta_h.dtype == descent.initial.dtype == torch.float32
+    assert all(part.dtype == torch.float32 for part in descent.history.values())
+    assert descent.delta_h.grad.dtype == torch.float32
 
 
 def test_the_record_is_short_and_plain(taught):
