@@ -5,8 +5,9 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import harness, solve
+from benchmarks import full_size, harness, limit, models, solve
 
 SPREAD = {"median", "min", "max", "q1", "q3", "n", "values"}
 SURROUNDINGS = {
@@ -96,6 +97,68 @@ def test_solve(tmp_path, capsys):
         fast, slow = (row["seconds"][x]["median"] for x in ("cached factor", "dense"))
         assert row["speedup"]["dense"]["of_medians"] == pytest.approx(slow / fast)
     assert "d_in 24" in capsys.readouterr().out
+
+
+TINY = ("--size", "tiny", "--dtype", "float32")
+
+
+@pytest.mark.parametrize("model", ["gptj-6b", "llama2-7b"])
+def test_full_size(tmp_path, capsys, model):
+    assert full_size.main(["--model", model, *TINY, *where(tmp_path)]) == 0
+    rows = kept(next(tmp_path.iterdir()))["rows"]
+    done = [(row["phase"], row.get("method")) for row in rows]
+    for method in ("MEMIT", "EMMET"):
+        parts = ("editing", "value search", "keys and solve")
+        assert {(part, method) for part in parts} <= set(done)
+    assert {("editing", "ROME"), ("training", "MEND"), ("editing", "MEND")} <= set(done)
+    assert all(row["seconds"] > 0 for row in rows if "seconds" in row)
+    assert [row["whole"] for row in rows if "whole" in row] == [True, True]
+    assert "same bits: True" in capsys.readouterr().out
+
+
+def test_full_size_says_when_time_is_over(tmp_path, capsys):
+    late = ["--model", "gptj-6b", *TINY, "--deadline", "0", *where(tmp_path)]
+    assert full_size.main(late) == full_size.LATE
+    (row,) = kept(next(tmp_path.iterdir()))["rows"]
+    assert row["note"].startswith("not begun: 0 of 0 s were over")
+    assert "stopped: building not begun" in capsys.readouterr().out
+
+
+def test_a_digest_sees_every_bit():
+    options = {"device": "cpu", "dtype": torch.bfloat16, "seed": 0}
+    model = models.build("gptj-6b", "tiny", **options)
+    before = models.digest(model)
+    assert models.digest(models.build("gptj-6b", "tiny", **options)) == before
+    weight = model.transformer.h[3].mlp.fc_out.weight
+    weight.view(torch.int16)[2, 5] ^= 1  # the last bit of one number
+    assert models.digest(model) != before
+
+
+def test_limit(tmp_path, capsys):
+    few = ["--facts", "3", "--steps", "2", "--tokens", "600", "--square", "64"]
+    path = limit.main([*TINY, *few, "--repeats", "1", *where(tmp_path)])
+    products, *works = kept(path)["rows"]
+    assert set(products["rates"]) == {"bfloat16", "float32"}
+    assert [row["work"] for row in works] == ["value search", "second moments"]
+    for row in works:
+        assert row["flops"] > 0
+        assert row["rate"] == pytest.approx(row["flops"] / row["seconds"]["median"])
+        shares = {k: x for k, x in row["breakdown"].items() if k != "profiled"}
+        assert sum(shares.values()) == pytest.approx(1, abs=0.05)
+    assert "of the rate of products" in capsys.readouterr().out
+
+
+def test_moments(tmp_path, capsys):
+    small = ["--tokens", "200", "--batch-tokens", "100", "--layers", "1", "2"]
+    model = ["--model", "gptj-6b", "--size", "tiny"]
+    path = moments.main([*small, *model, "--repeats", "1", *where(tmp_path)])
+    (row,) = kept(path)["rows"]
+    sides = {"one pass", "layer by layer, stopped", "layer by layer, whole"}
+    assert set(row["seconds"]) == sides
+    assert set(row["speedup"]) == sides - {"one pass"}
+    assert (row["tokens"], row["layers"], row["of"]) == (200, [1, 2], 10)
+    assert row["difference"] < 1e-6
+    assert "tokens per second" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(harness.RESULTS.glob("*.json")), ids=str)
