@@ -185,5 +185,5 @@ def _warn(seen: int, portion: Portion) -> None:
         warnings.warn(
             f"The texts end after {seen:,} of them, before {' or '.join(asked)} is "
             "reached; all of them count.",
-            stacklevel=4,
+            stacklevel=5,
         )

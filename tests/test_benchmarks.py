@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import full_size, harness, limit, models, solve
+from benchmarks import full_size, harness, limit, models, moments, solve
 
 SPREAD = {"median", "min", "max", "q1", "q3", "n", "values"}
 SURROUNDINGS = {
