@@ -24,7 +24,7 @@ from edutools.places import a_path
 from edutools.provenance import fingerprints, provenance, recognized
 from edutools.solve import LowRank
 
-__all__ = ["Edit", "edit_info"]
+__all__ = ["Edit", "edit_info", "weight_at"]
 
 Saved = dict[str, Float[Tensor, "d_out d_in"]]
 
@@ -34,7 +34,8 @@ class Edit:
     """The changes of some weights, by module name, and where they come from.
 
     Args:
-        deltas: module name -> change, oriented as (output, input). Kept in float32.
+        deltas: module name -> change, oriented as (output, input). Kept in float32. A
+            name with '.bias' behind it is that of a bias, whose change is one column.
         info: method, facts, model, fingerprints, versions, diagnostics; JSON values.
 
     Raises:
@@ -92,7 +93,7 @@ class Edit:
         saved: Saved = {}
         try:
             for name, delta in self.deltas.items():
-                weight = oriented(submodule(model, name))
+                weight = weight_at(model, name)
                 saved[name] = weight.clone()
                 _add(weight, delta, name)
         except BaseException:
@@ -192,7 +193,7 @@ class Edit:
     def _check(self, model: nn.Module, stack: list[Saved], strict: bool) -> None:
         known = self.info.get("fingerprints", {}) if strict else {}
         for name, delta in self.deltas.items():
-            weight = oriented(submodule(model, name))
+            weight = weight_at(model, name)
             if tuple(weight.shape) != delta.shape:
                 raise ValueError(
                     f"The change of {name} has shape {delta.shape}; the weight of this "
@@ -223,15 +224,40 @@ def edit_info(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Any]:
 
     Book: sec-edits-as-values
     """
-    modules = {name: submodule(model, name) for name in names}
+    names = list(names)
+    modules = dict(model.named_modules())
     return provenance(model) | {
-        "fingerprints": {
-            name: fingerprints(oriented(module)) for name, module in modules.items()
-        },
-        "transposed": [
-            name for name, module in modules.items() if isinstance(module, Conv1D)
-        ],
+        "fingerprints": {name: fingerprints(weight_at(model, name)) for name in names},
+        "transposed": [name for name in names if isinstance(modules.get(name), Conv1D)],
     }
+
+
+def weight_at(model: nn.Module, name: str) -> Float[Tensor, "d_out d_in"]:
+    """Return what an edit of this name changes, as a view: a weight, or a bias.
+
+    Args:
+        model: the model.
+        name: of a linear map; or of its bias, which is one column wide.
+
+    Raises:
+        LookupError: if there is no such module, or it has no bias.
+
+    Book: sec-edits-as-values
+
+    >>> net = nn.Sequential(nn.Linear(2, 3))
+    >>> weight_at(net, "0").shape, weight_at(net, "0.bias").shape
+    (torch.Size([3, 2]), torch.Size([3, 1]))
+    """
+    place, _, last = name.rpartition(".")
+    if last != "bias":
+        return oriented(submodule(model, name))
+    bias = getattr(submodule(model, place), "bias", None)
+    if not isinstance(bias, Tensor):
+        raise LookupError(
+            f"{place} has no bias in this model, but the edit changes one. Load the "
+            "model it was made for."
+        )
+    return bias.detach()[:, None]
 
 
 def _add(weight: Float[Tensor, "d_out d_in"], delta: LowRank, name: str) -> None:
@@ -249,7 +275,7 @@ def _add(weight: Float[Tensor, "d_out d_in"], delta: LowRank, name: str) -> None
 
 def _restore(model: nn.Module, saved: Saved) -> None:
     for name in reversed(saved):  # two names may share one weight
-        oriented(submodule(model, name)).copy_(saved[name])
+        weight_at(model, name).copy_(saved[name])
 
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edutools.arch import architecture_of, oriented, submodule
-from edutools.change import Edit
+from edutools.arch import architecture_of, submodule
+from edutools.change import Edit, weight_at
 from edutools.checks import typed
 from edutools.factors import mean_nll
 from edutools.facts import Fact
@@ -61,9 +61,11 @@ class FineTune(Method):
             torch's Adam. It pulls the weight towards zero, not towards its old value.
         stop_loss: a batch with a smaller loss (in nats) takes no step, and if that of
             all facts is smaller, the work is done.
+        bias: move the bias of the write map as well, where there is one.
 
     Source: Zhu et al. 2020 for the bound; Zhang et al. 2024 for FT-M. The released code
-        of ROME moves the bias of the write map as well; here only its weight moves.
+        of ROME takes every parameter with the map's name, so it moves the bias, too;
+        EasyEdit has kept that. The papers speak of the weight.
     Book: sec-fine-tuning
 
     >>> FineTune().kind, FineTune(epsilon=5e-5).kind
@@ -78,6 +80,7 @@ class FineTune(Method):
     batch_size: int = 64
     weight_decay: float = 0.0
     stop_loss: float = 0.01
+    bias: bool = False
     needs_moments: ClassVar[bool] = False
     bibtex: ClassVar[str] = """
         @misc{zhu2020modifying,
@@ -172,7 +175,11 @@ class FineTune(Method):
     ) -> tuple[Weights, list[float]]:
         """The changes in float32, and the mean loss of all facts in each pass."""
         names = [architecture_of(model).write(layer) for layer in self.layers]
-        W0 = {name: oriented(submodule(model, name)) for name in names}
+        if self.bias:
+            names += [
+                f"{name}.bias" for name in names if _bias(model, name) is not None
+            ]
+        W0 = {name: weight_at(model, name) for name in names}
         delta = {
             name: torch.zeros(W.shape, device=W.device, dtype=torch.float32)
             for name, W in W0.items()
@@ -225,15 +232,20 @@ class FineTune(Method):
 @contextmanager
 def _rewritten(model: PreTrainedModel, weights: Weights) -> Iterator[None]:
     """Run named linear maps with other weights; the model's own stay untouched."""
-    with capture(model, list(weights), inputs=True) as reads:
+    maps = [name for name in weights if not name.endswith(".bias")]
+    with capture(model, maps, inputs=True) as reads:
 
         def output(name: str) -> Callable[[Tensor], Tensor]:
-            bias = getattr(submodule(model, name), "bias", None)
-            W = weights[name]
+            W, column = weights[name], weights.get(f"{name}.bias")
+            bias = _bias(model, name) if column is None else column[:, 0]
             return lambda _: functional.linear(reads[name].to(W.device), W, bias)
 
-        with patch(model, {name: output(name) for name in weights}):
+        with patch(model, {name: output(name) for name in maps}):
             yield
+
+
+def _bias(model: PreTrainedModel, name: str) -> Float[Tensor, " d_out"] | None:
+    return getattr(submodule(model, name), "bias", None)
 
 
 def _check_finite(numbers: Sequence[Float[Tensor, "..."]]) -> None:

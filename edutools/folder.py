@@ -1,7 +1,8 @@
 """The folder an edit is kept in, which PEFT can load as a LoRA adapter.
 
-A change left @ right is an adapter with B = left, A = right and alpha = rank. What PEFT
-has no place for (facts, method, fingerprints) is in edit.json.
+A change left @ right is an adapter with B = left, A = right and alpha = rank; that of a
+bias is the bias of B. What PEFT has no place for (facts, method, fingerprints) is in
+edit.json.
 """
 
 import json
@@ -14,6 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from edutools.checks import shown
 from edutools.places import a_folder, a_path, an_object
@@ -26,6 +28,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 EDIT = "edit.json"
 PREFIX = "base_model.model."
+BIAS = ".bias"
 
 Deltas = Mapping[str, LowRank]
 Info = Mapping[str, Any]
@@ -43,13 +46,7 @@ def save_folder(deltas: Deltas, info: Info, folder: Path) -> None:
         "README.md": card(deltas, info),
     }
     folder = a_folder(folder)
-    tensors = {}
-    for name, delta in deltas.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = (
-            delta.right.cpu().clone().contiguous()
-        )
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = delta.left.cpu().clone().contiguous()
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    save_file(adapter(deltas), folder / WEIGHTS, {"format": "pt"})
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -100,26 +97,45 @@ def push_folder(deltas: Deltas, info: Info, repo_id: str, *, private: bool) -> s
     return str(url)
 
 
+def adapter(deltas: Deltas) -> dict[str, Tensor]:
+    """The tensors of the adapter, by PEFT's names.
+
+    Source: the file format of the PEFT library; there every B has a bias, or none has.
+    Book: sec-sharing-edits
+    """
+    tensors, biased = {}, _biased(deltas)
+    for name in _maps(deltas):
+        left, right = deltas[name].left, deltas[name].right
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = right
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = left
+        if biased:
+            bias = deltas.get(name + BIAS)
+            column = left.new_zeros(len(left)) if bias is None else bias.dense()[:, 0]
+            tensors[f"{PREFIX}{name}.lora_B.bias"] = column
+    return {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
 def adapter_config(deltas: Deltas, info: Info) -> dict[str, Any]:
     """The settings by which PEFT rebuilds the changes: scale one, rank per module.
 
     Source: the file format of the PEFT library, LoRA with alpha = rank.
     Book: sec-sharing-edits
     """
-    ranks = {name: delta.rank for name, delta in deltas.items()}
+    ranks = {name: deltas[name].rank for name in _maps(deltas)}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": info.get("model", ""),
         "revision": info.get("revision"),
         "inference_mode": True,
-        "target_modules": list(deltas),
+        "target_modules": list(ranks),
         "r": max(ranks.values(), default=1),
         "lora_alpha": max(ranks.values(), default=1),
         "rank_pattern": ranks,
         "alpha_pattern": ranks,
         "lora_dropout": 0.0,
         "bias": "none",
+        "lora_bias": _biased(deltas),
         "fan_in_fan_out": bool(info.get("transposed")),
         "use_rslora": False,
         "use_dora": False,
@@ -178,7 +194,26 @@ def _sentence(fact: Mapping[str, Any]) -> str:
     return " ".join(text.split())
 
 
+def _maps(deltas: Deltas) -> list[str]:
+    """The linear maps whose weights are changed."""
+    return [name for name in deltas if not name.endswith(BIAS)]
+
+
+def _biased(deltas: Deltas) -> bool:
+    """Whether biases are changed, each together with its map's weight."""
+    for name in deltas:
+        if name.endswith(BIAS) and name.removesuffix(BIAS) not in deltas:
+            raise ValueError(
+                f"The edit changes {name} but not the weight beside it; the folder has "
+                "no place for a bias alone. Add a change of the weight, which may be 0."
+            )
+    return len(_maps(deltas)) < len(deltas)
+
+
 def _factors(tensors: Mapping[str, Any], name: str) -> LowRank:
+    if name.endswith(BIAS):
+        column = tensors[f"{PREFIX}{name.removesuffix(BIAS)}.lora_B.bias"]
+        return LowRank(column[:, None], column.new_ones(1, 1))
     left = tensors[f"{PREFIX}{name}.lora_B.weight"]
     return LowRank(left, tensors[f"{PREFIX}{name}.lora_A.weight"])
 

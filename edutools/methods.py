@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.arch import architecture_of, check_layer, oriented, submodule
 from edutools.batch import EMMET, MEMIT
-from edutools.change import Edit, edit_info
+from edutools.change import Edit, edit_info, weight_at
 from edutools.checks import of_kind, several
 from edutools.facts import Fact
 from edutools.finetune import FineTune
@@ -201,9 +201,10 @@ def _signed(
 
 
 def _relative_norms(model: PreTrainedModel, change: Edit) -> dict[str, float]:
+    """Of each change against the weight it changes; of a bias of zeros it has none."""
+    sizes = {n: float(weight_at(model, n).float().norm()) for n in change.deltas}
     return {
-        name: norm / float(oriented(submodule(model, name)).float().norm())
-        for name, norm in change.norms().items()
+        name: norm / sizes[name] for name, norm in change.norms().items() if sizes[name]
     }
 
 

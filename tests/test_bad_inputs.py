@@ -692,7 +692,7 @@ MODELS = (
     }
     | {
         f"{name} on the meta device": Bad(
-            call, ValueError, "meta device", "Load all of it into memory"
+            call, ValueError, "meta device", "Load it so that this part stays"
         )
         for name, call in {
             "edit": lambda b: b.edit(on="flat"),
@@ -962,7 +962,7 @@ MENDS = {
         fitted(model=None), TypeError, "None", "must be a loaded model"
     ),
     "MEND of a model without values": Bad(
-        fitted(model="flat"), ValueError, "meta", "Load all of it into memory"
+        fitted(model="flat"), ValueError, "meta", "Load it so that this part stays"
     ),
     "MEND that keeps its state in a file": Bad(
         fitted(checkpoint="file"), FileExistsError, "'file' is a file", "Name a folder"

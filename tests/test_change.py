@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from edutools import change, folder
 from edutools.arch import architecture_of
 from edutools.batch import MEMIT
-from edutools.change import Edit, edit_info
+from edutools.change import Edit, edit_info, weight_at
 from edutools.methods import edit
 from edutools.moments import identity_moment
 from edutools.objective import Objective
@@ -545,6 +545,62 @@ def test_peft_loads_what_a_method_has_written_and_its_sums(kind, tmp_path):
     torch.testing.assert_close(logits(adapted, kind), edited, rtol=1e-4, atol=1e-3)
     with adapted.disable_adapter():
         assert torch.equal(logits(adapted, kind), plain)
+
+
+def biased_edit(model, layers=(0, 1)):
+    """Weights of some layers, and the bias of the last of them."""
+    names = [architecture_of(model).write(layer) for layer in layers]
+    names += [f"{names[-1]}.bias"]
+    generator = torch.Generator().manual_seed(0)
+    deltas = {
+        name: LowRank.of(torch.randn(weight_at(model, name).shape, generator=generator))
+        for name in names
+    }
+    return Edit(deltas, edit_info(model, names))
+
+
+@PEFT
+@pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neox"])
+def test_changes_of_biases_travel_too(kind, tmp_path):
+    model = tiny_model(kind)
+    before, plain = bits(model), logits(model, kind)
+    edit = biased_edit(model)
+    *weights, bias = edit.deltas
+    edit.save_pretrained(tmp_path)
+    loaded = Edit.from_pretrained(tmp_path)
+    assert list(loaded.deltas) == list(edit.deltas)
+    assert all(loaded.deltas[n].equal(delta) for n, delta in edit.deltas.items())
+    with loaded.applied(model):
+        edited = logits(model, kind)
+        moved = model.get_parameter(bias) - before[bias]
+        torch.testing.assert_close(moved, edit.deltas[bias].dense()[:, 0])
+    assert same(model, before)
+    with Edit({n: edit.deltas[n] for n in weights}).applied(model):
+        assert (logits(model, kind) - edited).abs().max() > 0.1
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path)
+    torch.testing.assert_close(logits(adapted, kind), edited, rtol=1e-4, atol=1e-3)
+    with adapted.disable_adapter():
+        assert torch.equal(logits(adapted, kind), plain)
+
+
+def test_a_bias_that_is_not_there_or_stands_alone_is_refused(tmp_path):
+    edit = biased_edit(tiny_model("gptj"))
+    *_, bias = edit.deltas
+    alone = Edit({bias: edit.deltas[bias]})
+    with pytest.raises(ValueError, match=r"fc_out\.bias but not the weight beside it"):
+        alone.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    other = Edit({"model.layers.1.mlp.down_proj.bias": edit.deltas[bias]})
+    model = tiny_model("llama")
+    before = bits(model)
+    with pytest.raises(LookupError, match="down_proj has no bias in this model"):
+        other.apply_(model)
+    assert same(model, before)
+    model = tiny_model("gptj")
+    with torch.no_grad():
+        model.get_parameter(bias)[0] += 1
+    with pytest.raises(ValueError, match=r"layer transformer\S+\.bias of the given"):
+        edit.apply_(model)
 
 
 @PEFT

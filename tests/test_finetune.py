@@ -37,6 +37,7 @@ METHODS = {
     "FT-L": replace(FTM, layers=(0, 1), epsilon=5e-3),
     "FT-M": FTM,
 }
+BIASED = replace(FTM, layers=(0, 1), bias=True)
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +148,10 @@ def test_the_released_loss_wants_every_token_right_behind_the_prompt(taught):
 def by_hand(model, tokenizer, facts, method):
     """The same by changing a copy of the model, one fact after the other."""
     model = copy.deepcopy(model).requires_grad_(False)
-    weights = [
-        submodule(model, architecture_of(model).write(layer)).weight.requires_grad_()
-        for layer in method.layers
-    ]
+    maps = [submodule(model, architecture_of(model).write(i)) for i in method.layers]
+    weights = [module.weight.requires_grad_() for module in maps]
+    if method.bias:
+        weights += [m.bias.requires_grad_() for m in maps if m.bias is not None]
     old = [weight.detach().clone() for weight in weights]
     adam = torch.optim.Adam(weights, lr=method.lr, weight_decay=method.weight_decay)
 
@@ -175,7 +176,10 @@ def by_hand(model, tokenizer, facts, method):
                     low, high = was - method.epsilon, was + method.epsilon
                     weight.data.clamp_(low, high)
     moves = [w.detach() - was for w, was in zip(weights, old, strict=True)]
-    return [move.T if kind_of(model) is Conv1D else move for move in moves]
+    turn = kind_of(model) is Conv1D
+    return [
+        move[:, None] if move.ndim == 1 else move.T if turn else move for move in moves
+    ]
 
 
 def kind_of(model):
@@ -190,6 +194,7 @@ def kind_of(model):
         {"loss": "last", "batch_size": 2},
         {"epsilon": 2e-3, "batch_size": 1},
         {"weight_decay": 0.3},
+        {"bias": True, "epsilon": 2e-3, "weight_decay": 0.3},
     ],
     ids=str,
 )
@@ -197,12 +202,43 @@ def test_it_is_adam_on_the_weights(kind, options):
     model, tokenizer = taught_model(kind), tiny_tokenizer(kind)
     method = replace(FTM, layers=(0, 1), steps=4, **options)
     change = method.compute(model, tokenizer, FACTS, {})
-    for layer, expected in enumerate(by_hand(model, tokenizer, FACTS, method)):
-        moved = dense(change, layer)
+    wanted = by_hand(model, tokenizer, FACTS, method)
+    for delta, expected in zip(change.deltas.values(), wanted, strict=True):
+        moved = delta.dense()
         assert float(moved.abs().max()) > 1e-3
         # Adam turns a gradient of zero up to rounding into a step of any sign.
         near = (moved - expected).abs() < 1e-4
         assert float(near.float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_with_the_bias_it_keeps_its_promises_too(kind):
+    check_method(replace(BIASED, steps=8), kinds=[kind])
+
+
+def test_the_bias_moves_only_if_it_is_asked_to(taught):
+    model, _ = taught
+    weights = [architecture_of(model).write(layer) for layer in (0, 1)]
+    biases = [f"{name}.bias" for name in weights]
+    assert list(find(taught, replace(BIASED, bias=False)).deltas) == weights
+    change = edit(*taught, FACTS, method=replace(BIASED, epsilon=2e-3))
+    assert list(change.deltas) == [*weights, *biases]
+    for name in biases:
+        moved = change.deltas[name].dense()
+        assert moved.shape == (16, 1)
+        assert 0 < float(moved.abs().max()) <= 2e-3
+    with change.applied(model):
+        for name in biases:
+            old, new = model.get_parameter(name), change.deltas[name].dense()[:, 0]
+            assert bool((new != 0).any())
+            assert old.requires_grad
+    bare, words = taught_model("llama"), tiny_tokenizer("llama")  # has no biases
+    with_bias, without = (
+        replace(BIASED, bias=bias).compute(bare, words, FACTS, {})
+        for bias in (True, False)
+    )
+    assert with_bias.deltas.keys() == without.deltas.keys()
+    assert torch.equal(dense(with_bias), dense(without))
 
 
 def test_a_batch_that_is_known_takes_no_step(taught):
@@ -309,6 +345,12 @@ def test_every_row_of_the_presets_is_of_its_kind(kind):
         assert method.kind == kind
         assert len(row["source"]) > 20
         assert {"layers", "lr"} <= set(row)
+
+
+@pytest.mark.parametrize("model", ["gpt2-xl", "gpt-j-6b"])
+@pytest.mark.parametrize("kind", ["FT", "FT-L"])
+def test_published_presets_move_what_the_released_code_moves(model, kind):
+    assert FineTune.preset(model, kind=kind).bias
 
 
 def test_presets_of_published_models():
