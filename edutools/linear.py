@@ -113,7 +113,8 @@ class Cholesky:
     @cached_property
     def condition(self) -> float:
         """|C| |C⁻¹| in the 1-norm, estimated once, see `accuracy.inverse_norm`."""
-        return self._source.norm * inverse_norm(self.solve, self._ones)
+        found = self._source.norm * inverse_norm(self.solve, self._ones)
+        return max(found, 1.0)  # which it is, but for rounding
 
     def residual(
         self, solution: Float[Tensor, "d n"], columns: Float[Tensor, "d n"]

@@ -1,19 +1,26 @@
 """Factors: precision, refinement, condition, residuals, blocks, what is kept."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from closed_forms import TIGHT, lams, problems, rotation
 from hypothesis import given
 from hypothesis import strategies as st
 
+import edutools as edu
 from edutools import linear
 from edutools.accuracy import inverse_norm, relative_residual
+from edutools.contexts import BARE
 from edutools.corners import alphaedit_update, encore_update, null_space_projector
+from edutools.keyvalue import ValueSearch
 from edutools.linear import Cholesky, Shifted, cholesky
 from edutools.precision import chosen_precision, double, home
 from edutools.prepared import Prepared
 from edutools.secondmoment import SecondMoment
 from edutools.solve import emmet_update, memit_update, rome_update, rome_updates
+from edutools.testing import TINY_FACTS, taught_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -314,3 +321,82 @@ def test_double_names_what_is_not_finite():
     assert double(torch.ones(2), "x").dtype == torch.float64
     with pytest.raises(ValueError, match="x holds a NaN"):
         double(torch.tensor([float("nan")]), "x")
+
+
+# the way through `edit`
+
+SEARCH = ValueSearch(steps=1, contexts=BARE)
+METHODS = {
+    "ROME": edu.ROME(layer=1, search=replace(SEARCH, site="mlp", clamp=4.0)),
+    "MEMIT": edu.MEMIT(layers=(0, 1), lam=0.1, search=SEARCH),
+    "EMMET": edu.EMMET(layers=(1,), search=SEARCH),
+    "MEMITMerge": edu.MEMITMerge(layers=(1,), lam=0.1, search=SEARCH),
+    "AlphaEdit": edu.AlphaEdit(layers=(1,), threshold=0.5, scale="mean", search=SEARCH),
+    "ENCORE": edu.ENCORE(layers=(1,), lam=0.1, norm=0.01, search=SEARCH),
+}
+
+
+@pytest.fixture(scope="module")
+def taught():
+    model, tokenizer = taught_model("llama"), tiny_tokenizer("llama")
+    texts = [f"{fact.text} {fact.target}" for fact in TINY_FACTS] * 3
+    moments = edu.second_moment(model, tokenizer, texts, layers=[0, 1], progress=False)
+    return model, tokenizer, moments
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_edits_factorise_each_moment_once_and_tell_how_well(taught, monkeypatch, name):
+    model, tokenizer, measured = taught
+    moments = {layer: replace(moment) for layer, moment in measured.items()}
+    method, facts = METHODS[name], TINY_FACTS[:1]
+    seen, decomposed = sizes(monkeypatch), []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(
+        torch.linalg, "eigh", lambda A: decomposed.append(len(A)) or eigh(A)
+    )
+    edits = [
+        edu.edit(model, tokenizer, facts, method=method, moments=moments)
+        for _ in range(3)
+    ]
+    layers = len(method.edited())
+    assert seen.count(24) + len(decomposed) == layers
+    assert decomposed == ([24] if name == "AlphaEdit" else [])
+    assert set(seen) <= {1, 24}
+    for change in edits:
+        assert set(change.info["solved"]) == set(change.deltas)
+        for told in change.info["solved"].values():
+            assert told["precision"] == "float64"
+            systems = {"ROME": {"C"}, "AlphaEdit": {"facts"}}.get(name, {"C", "facts"})
+            assert set(told["condition"]) == set(told["residual"]) == systems
+            assert all(kappa >= 1 for kappa in told["condition"].values())
+            assert all(0 <= left < 1e-9 for left in told["residual"].values())
+        assert json.loads(json.dumps(change.info["solved"])) == change.info["solved"]
+
+
+@pytest.mark.parametrize("name", ["ROME", "MEMIT", "ENCORE"])
+def test_an_edit_can_be_refined(taught, monkeypatch, name):
+    model, tokenizer, moments = taught
+    options = {"method": METHODS[name], "moments": moments}
+    exact = edu.edit(model, tokenizer, TINY_FACTS[:1], **options)
+    low = edu.edit(model, tokenizer, TINY_FACTS[:1], precision="refined", **options)
+    for place, delta in low.deltas.items():
+        torch.testing.assert_close(
+            delta.dense(), exact.deltas[place].dense(), rtol=1e-4, atol=1e-6
+        )
+        told = low.info["solved"][place]
+        scaled = moments[1].value.diagonal().rsqrt()
+        scaled = scaled[:, None] * moments[1].value * scaled
+        if float(torch.linalg.cond(scaled)) < 1e5:
+            assert told["precision"] == "refined"
+    with pytest.raises(ValueError, match="precision is 'half'; choose one of"):
+        edu.edit(model, tokenizer, TINY_FACTS[:1], precision="half", **options)
+
+
+def test_the_identity_needs_no_factorisation(taught, monkeypatch):
+    model, tokenizer, _ = taught
+    seen = sizes(monkeypatch)
+    method = replace(METHODS["MEMIT"], covariance="identity")
+    change = edu.edit(model, tokenizer, TINY_FACTS[:1], method=method)
+    assert 24 not in seen
+    conditions = [told["condition"]["C"] for told in change.info["solved"].values()]
+    assert conditions == pytest.approx([1, 1])
