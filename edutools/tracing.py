@@ -87,6 +87,9 @@ def causal_trace(
     An effect says that the state carries what decides the answer in this prompt. It
     does not say that the layer is the best one to edit.
 
+    The clean and the corrupted run are made once. Below its lowest restored layer a
+    cell is the corrupted run, so that only the layers above are run for it.
+
     Args:
         model: is not changed.
         tokenizer: the model's.
@@ -110,8 +113,9 @@ def causal_trace(
             the measured run of every cell with something held above it, while the held
             values keep the first. So does the released code, by drawing once more from
             one stream. None: one noise for both runs.
-        batch_size: rows (cells times samples) per forward pass; changes memory and
-            speed only.
+        batch_size: rows (cells times samples) per forward pass, of cells that begin
+            at one layer; changes memory and speed only. The states of the corrupted
+            run are kept for all layers, each where its block is.
 
     Returns:
         Probabilities for every token and layer. Tokens before the subject carry no

@@ -221,7 +221,7 @@ def table(taught, trace, noise, *, second_noise=None, replace=False):
 
 @pytest.mark.parametrize("sever", [None, "mlp", "attention"])
 @pytest.mark.parametrize("kind", ["hidden", "mlp", "attention"])
-@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("width", [2, 3])
 def test_every_cell_equals_a_whole_pass_of_its_own(taught, kind, width, sever):
     """What is below a cell is not computed again, and nobody can tell."""
     sigma, noise = embedding_std(*taught, [ZOE.subject]), unit(*taught, samples=2)
@@ -236,12 +236,11 @@ def test_every_cell_equals_a_whole_pass_of_its_own(taught, kind, width, sever):
 
 
 @pytest.mark.parametrize("model_kind", TINY)
-@pytest.mark.parametrize("kind", ["hidden", "mlp"])
-def test_so_it_is_in_every_architecture_and_with_a_second_noise(model_kind, kind):
+def test_so_it_is_in_every_architecture_and_with_a_second_noise(model_kind):
     both = taught_model(model_kind), tiny_tokenizer(model_kind)
     sigma, noise = embedding_std(*both, [ZOE.subject]), unit(*both, samples=2)
     other = unit(*both, samples=2, seed=4)
-    options = {"kind": kind, "window": 2, "sever": "attention", "batch_size": 6}
+    options = {"kind": "mlp", "window": 2, "sever": "attention", "batch_size": 6}
     trace = causal_trace(
         *both, ZOE, noise_unit=noise, second_noise=other, sigma=sigma, **options
     )
