@@ -222,8 +222,8 @@ def encore_update(
         raise ValueError(f"lam and norm must be >= 0; got lam={lam}, norm={norm}.")
     W, K, V = inputs(W, K, V)
     R, Z = V - W @ K, _joined(past, K)  # residual  (d_out, n), [K_p, K]  (d_in, m + n)
-    made = isinstance(C, Cholesky) and lam > 0 and C.shift == norm / lam
-    if made and Z.shape[1] < len(Z):
+    few = lam > 0 and Z.shape[1] < len(Z)
+    if few and isinstance(C, Cholesky) and C.shift == norm / lam:
         U = C.solve(Z)  # (C + λ_n/λ_p I)⁻¹ Z  (d_in, m + n)
         M = _plus(Z.T @ U, lam)  # (m + n, m + n)
         before = Solved.of("C", C, U, Z)
