@@ -16,7 +16,7 @@ from edutools.keyvalue import ValueSearch, site_name
 from edutools.method import Method
 from edutools.phase import ADVICE, READ, Phase, Scale, Shapes, write_shape
 from edutools.rehearse import Layout, reading, searching
-from edutools.sequential import ENCORE, AlphaEdit
+from edutools.sequential import AlphaEdit
 from edutools.spread import shares
 
 __all__ = [
@@ -140,23 +140,30 @@ def solve_phase(
     names = [architecture_of(model).write(layers[-1])]
     rows = min(n * contexts, READ)
     cost = reading(model, Layout(rows, 1, front + scale.tokens, 1), names)
-    written = {
+    square, spectral = 8 * i * i, isinstance(method, AlphaEdit)
+    kept = "eigenvectors of C" if spectral else "factors of C"
+    held = {
+        kept: count * square,
         "written weights": (count - 1) * s * i * o,
         "changes": 4 * count * n * (i + o),
     }
+    making = {"C while it is factorised": (4 if spectral else 2) * square}
     read = {"the pass that reads keys": cost.peak, "keys": 16 * n * contexts * i}
     solved = {
-        "C or its factor": 8 * i * i * _squares(method, n, i),
+        "C with the new keys, and its factor": 4 * square
+        if _primal(method, n, i)
+        else 0,
         "W in float64": 9 * i * o,
         "keys and values": 8 * n * (3 * i + 6 * o),
         "n x n systems": 40 * n * n,
     }
+    worst = max(making, read, solved, key=lambda parts: sum(parts.values()))
     passes = 2 * count * -(-n * contexts // rows)
     closed = i**3 // 3 + 4 * i * i * n + n**3 // 3 + 4 * n * n * (i + o)
     return Phase(
         name="keys and solve",
-        device=max(read, solved, key=lambda parts: sum(parts.values())) | written,
-        host=_kept(method, count, i),
+        device=held | worst,
+        host={"C": count * square},
         units=n,
         unit="fact",
         flops=passes * cost.flops + count * closed,
@@ -164,23 +171,9 @@ def solve_phase(
     )
 
 
-def _squares(method: Method, n: int, i: int) -> int:
-    """How many i x i matrices are on the model's device together."""
-    if isinstance(method, ENCORE):
-        return 6 if n >= i else 5
-    return 4 if n >= i and not isinstance(method, AlphaEdit) else 1
-
-
-def _kept(method: Method, count: int, i: int) -> dict[str, int]:
-    """What is kept of each layer in the main memory, and what making it takes."""
-    square = 8 * i * i
-    if isinstance(method, AlphaEdit):
-        vectors = {"eigenvectors of C": count * square, "making them": 2 * square}
-        return {"C": count * square} | vectors
-    if isinstance(method, ENCORE):
-        return {"C": (count + 1) * square}
-    factor = {"factors of C": count * square, "making them": square}
-    return {"C": count * square} | factor
+def _primal(method: Method, n: int, i: int) -> bool:
+    """Whether an i x i system is solved for each layer."""
+    return n >= i and not isinstance(method, AlphaEdit)
 
 
 def apply_phase(model: PreTrainedModel, shapes: Shapes, rank: int) -> Phase:

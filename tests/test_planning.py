@@ -136,10 +136,7 @@ def test_the_solve_takes_what_was_planned(small, method):
             contexts=SEARCH.contexts,
         )
 
-    there = phase.host["C"] - (
-        8 * len(moments[1].total) ** 2 if "ENCORE" in str(method) else 0
-    )
-    near(phase.peak + phase.host_peak - there, peak(write))
+    near(phase.peak, peak(write))
 
 
 def test_applying_takes_what_was_planned(small):
