@@ -123,7 +123,7 @@ def _moments(log: Log, model, tokenizer, known, setting: Setting) -> dict:
             "tokens": min(moment.count for moment in moments.values()),
         },
     )
-    found = {layer: moment.to(model.device) for layer, moment in found.items()}
+    found = {layer: moment.on(model.device) for layer, moment in found.items()}
     log.part(
         "factors of C",
         lambda: [moment.factor for moment in found.values()],
@@ -157,23 +157,17 @@ def _edit(log: Log, pair, facts, method, moments: dict) -> edu.Edit:
 
 def _told(change: edu.Edit) -> dict[str, Any]:
     """What the edit says of itself: steps of the search, and how well it was solved."""
-    search, info = change.info.get("search", {}), change.info
-    numbers = {
-        name: max(_numbers(info[name]), default=None)
-        for name in ("condition", "residual")
-        if name in info
-    }
-    steps = max(search.get("iterations", [0]))
-    return {"rank": change.rank, "steps": steps} | numbers
+    steps = max(change.info.get("search", {}).get("iterations", [0]))
+    told = {"rank": change.rank, "steps": steps}
+    for name in ("condition", "residual"):
+        found = [_numbers(x[name]) for x in change.info.get("solved", {}).values()]
+        told |= {name: max(map(max, found))} if found else {}
+    return told
 
 
-def _numbers(value: Any) -> list[float]:
-    """All numbers in nested lists and dicts."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [number for item in value for number in _numbers(item)]
-    return [float(value)] if isinstance(value, (int, float)) else []
+def _numbers(named: dict[str, float]) -> list[float]:
+    """The values, 0 if there are none."""
+    return [*named.values(), 0.0]
 
 
 def _mend(log: Log, pair, others, facts, setting: Setting) -> None:

@@ -90,7 +90,8 @@ def digest(model: PreTrainedModel) -> str:
     """A hash of every bit of all weights, computed where they are."""
     told = hashlib.sha256()
     for name, weight in model.named_parameters():
-        bits = weight.detach().contiguous().view(torch.uint8).flatten()
+        whole = torch.int16 if weight.dtype.itemsize == 2 else torch.int32
+        bits = weight.detach().contiguous().view(whole).flatten()
         for chunk in bits.split(2**26):
             place = torch.arange(1, len(chunk) + 1, device=chunk.device)
             value = chunk.long()  # sums wrap around, alike on every machine
