@@ -1,8 +1,9 @@
 """Batches of 40, batches in turn and single facts by the closed forms.
 
-``python -m experiments.closed_forms gptj-organism`` prints one row of a Markdown table
+``python -m experiments.closed_forms gptj-organism`` prints a Markdown table with a row
 per method, way of writing and set of records: those on which the settings were chosen
-(300 to 339), and as many fresh ones (340 to 379).
+(300 to 339), and as many fresh ones (340 to 379). The section "Closed forms" of
+``experiments/methods.md`` keeps it.
 """
 
 import argparse
@@ -19,7 +20,14 @@ from edutools.pocket import POCKET_MODELS
 from edutools.world import build_world
 
 METHODS = (edu.MEMIT, edu.EMMET, edu.AlphaEdit, edu.ENCORE, edu.MEMITMerge)
-SHOWN = ("efficacy", "paraphrase", "neighborhood", "score", "neighborhood_top1")
+SHOWN = {
+    "ES": "efficacy",
+    "PS": "paraphrase",
+    "NS": "neighborhood",
+    "score": "score",
+    "top-1": "efficacy_top1",
+    "neighbors' top-1": "neighborhood_top1",
+}
 
 
 def cases(start: int, n: int) -> list[edu.Case]:
@@ -77,10 +85,20 @@ def in_turn(
 WAYS = {"together": in_one_batch, "ten by ten": in_turn, "each alone": one_by_one}
 
 
-def row(label: str, report: edu.Report) -> str:
-    """One line of the table, in percent."""
-    numbers = (f"{100 * report[name].mean:.1f}" for name in SHOWN)
-    return f"| {label} | {len(report)} | {' | '.join(numbers)} |"
+def header() -> str:
+    """The first two lines of the table."""
+    names = ["method", "written", "records", "n", *SHOWN]
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def row(method: BatchMethod, way: str, start: int, report: edu.Report) -> str:
+    """One line of the table, in percent with 95 % intervals."""
+    n, found = len(report), [report[name] for name in SHOWN.values()]
+    label = [type(method).__name__, way, f"{start} to {start + n - 1}", str(n)]
+    numbers = [
+        f"{100 * r.mean:.1f} [{100 * r.low:.0f}, {100 * r.high:.0f}]" for r in found
+    ]
+    return f"| {' | '.join([*label, *numbers])} |"
 
 
 def main() -> None:
@@ -97,13 +115,13 @@ def main() -> None:
     ]
     layers = sorted({layer for method in methods for layer in method.edited()})
     moments = measured(model, tokenizer, layers)
+    print(header())
     for way in args.ways:
         for start in (300, 340):
             chosen = cases(start, 40)
             for method in methods:
                 done = WAYS[way](model, tokenizer, chosen, method, moments)
-                label = f"{type(method).__name__}, {way}, {start} to {start + 39}"
-                print(row(label, done), flush=True)
+                print(row(method, way, start, done), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the book says of the pocket models was measured on the shipped weights."""
 
 import json
+import re
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import edutools as edu
 from edutools.moments import load_moments
 from edutools.pocket import POCKET_MODELS
+from edutools.settings import presets
 from edutools.world import build_world
 from experiments import closed_forms, pocket
 from experiments import mend as mend_experiment
@@ -101,6 +103,36 @@ def test_the_presets_of_closed_forms_write_a_batch_into_the_organism():
         report = closed_forms.in_one_batch(model, tokenizer, chosen, method, moments)
         assert report["efficacy"].mean == 1
         assert report["neighborhood"].mean >= 0.9
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands under each heading of the second level."""
+    return dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+
+
+def homeless(rows: dict, text: str) -> list[str]:
+    """Presets that name the page as their source, and are on it under no heading."""
+    found = sections(text)
+    return [
+        f"{method}.{model}"
+        for method, models in rows.items()
+        for model, row in models.items()
+        if row["source"] == "experiments/methods.md"
+        and not any(
+            method in re.findall(r"[\w-]+", heading)
+            and re.search(rf"(`|\| ){model}(`| \|)", body)
+            for heading, body in found.items()
+        )
+    ]
+
+
+def test_the_page_says_where_its_presets_come_from():
+    text = (ROOT / "experiments/methods.md").read_text(encoding="utf-8")
+    assert homeless(presets(), text) == []
+    assert len(homeless(presets(), "")) >= 20
+    assert closed_forms.header() in text
+    without = text.replace("## Closed forms: MEMIT, EMMET", "## Closed forms: EMMET")
+    assert homeless(presets(), without) == [f"MEMIT.{name}" for name in POCKET_MODELS]
 
 
 MENDS = json.loads((ROOT / "experiments/mend.json").read_text(encoding="utf-8"))
