@@ -70,7 +70,8 @@ def weight(block: Tag) -> float:
     >>> weight(page.pre) < 0.1 < weight(page.img)
     True
     """
-    if block.name == "img" or "edu-frames" in (block.get("class") or []):
+    figures = {"edu-frames", "edu-explorer"}
+    if block.name == "img" or figures & set(block.get("class") or []):
         return 0.6
     if block.name == "pre":
         return (block.get_text().rstrip().count("\n") + 2) / 18
