@@ -140,8 +140,7 @@ class Cholesky:
     def _solve(self, columns: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
         if self.precision == "refined":
             return self._refined(columns.to(home(self.lower.device))).to(columns)
-        placed = columns.to(self.lower.device)
-        return torch.cholesky_solve(placed, self.lower).to(columns.device)
+        return _twice(self.lower, columns.to(self.lower.device)).to(columns.device)
 
     def _refined(self, B: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
         """Add corrections in float32 as long as one halves a residual in float64.
@@ -173,9 +172,7 @@ class Cholesky:
         """(LLᵀ)⁻¹ R in float32, for columns of any size."""
         size = R.abs().amax(0).clamp(min=torch.finfo(R.dtype).tiny)  # (n,)
         low = (R / size).to(self.lower.dtype).to(self.lower.device)  # (d, n)
-        half = torch.linalg.solve_triangular(self.lower, low, upper=False)
-        full = torch.linalg.solve_triangular(self.lower.T, half, upper=True)
-        return full.to(R.device).to(R.dtype) * size
+        return _twice(self.lower, low).to(R.device).to(R.dtype) * size
 
 
 def cholesky(
@@ -215,6 +212,12 @@ def cholesky(
             return found
         place = torch.device("cpu")
     return Cholesky(_lower(source.to(home(place)).dense(), name), source)
+
+
+def _twice(L: Float[Tensor, "d d"], B: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+    """(LLᵀ)⁻¹ B. Unlike `torch.cholesky_solve` it makes no copy of the factor."""
+    half = torch.linalg.solve_triangular(L, B, upper=False)
+    return torch.linalg.solve_triangular(L.T, half, upper=True)
 
 
 def _lower(matrix: Float[Tensor, "d d"], name: str) -> Float[Tensor, "d d"]:
