@@ -15,7 +15,7 @@ from edutools.batch import BatchMethod
 from edutools.keyvalue import ValueSearch, site_name
 from edutools.method import Method
 from edutools.phase import ADVICE, READ, Phase, Scale, Shapes, write_shape
-from edutools.rehearse import Layout, reading, searching
+from edutools.rehearse import Layout, head_shape, reading, searching
 from edutools.sequential import AlphaEdit
 from edutools.spread import shares
 
@@ -96,7 +96,7 @@ def search_phase(
     step = [searching(model, one, site) for site in sites]  # of one fact
     arch = architecture_of(model)
     below = [reading(model, rows, [arch.block(x + 1)]) for x in places]
-    vocab, width = model.get_output_embeddings().get_parameter("weight").shape
+    vocab, width = head_shape(model)
     kept = (
         8 * vocab + 24 * width + (contexts + 1) * longest * width * model.dtype.itemsize
     )

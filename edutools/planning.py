@@ -179,7 +179,8 @@ def _phases(
     """The parts of the work in the order in which they are done."""
     if method.needs_moments and scale.moment_tokens:
         yield moments_phase(model, layers, scale)
-    shapes, rank = [write_shape(model, layers)[::-1]] * len(layers), scale.facts
+    i, o = write_shape(model, layers)
+    shapes, rank = [(o, i)] * len(layers), scale.facts
     if isinstance(method, FineTune):
         yield tuning_phase(model, method, scale)
         rank = min(shapes[0])

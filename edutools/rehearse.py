@@ -21,7 +21,15 @@ from edutools.hooks import capture, patch
 from edutools.meter import Meter
 from edutools.scoring import final_logits
 
-__all__ = ["Cost", "Layout", "descending", "reading", "searching", "tracing_back"]
+__all__ = [
+    "Cost",
+    "Layout",
+    "descending",
+    "head_shape",
+    "reading",
+    "searching",
+    "tracing_back",
+]
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def searching(model: PreTrainedModel, layout: Layout, site: str) -> Cost:
     n, width = layout.n, model.get_input_embeddings().get_parameter("weight").shape[1]
     rows = Layout(n * per_fact, 1, layout.tokens, layout.answer)
     words = n * layout.contexts * layout.answer
-    essence = _empty(n, model.get_output_embeddings().get_parameter("weight").shape[0])
+    essence = _empty(n, head_shape(model)[0])
     with Meter() as meter, torch.enable_grad():
         delta_h = _empty(n, width).requires_grad_()
 
@@ -152,6 +160,16 @@ def tracing_back(model: PreTrainedModel, layout: Layout, names: Sequence[str]) -
         grads = torch.autograd.grad(loss, probes)
         _ = [x.float() for x in (*reads.values(), *grads)]
     return Cost(meter.peak, meter.flops)
+
+
+def head_shape(model: PreTrainedModel) -> tuple[int, int]:
+    """(words, width) of the head.
+
+    Book: sec-planning
+    """
+    head = submodule(model, architecture_of(model).head)
+    words, width = oriented(head).shape
+    return words, width
 
 
 def _answers(model: PreTrainedModel, layout: Layout) -> Float[Tensor, ""]:
