@@ -21,7 +21,7 @@ class Progress:
     Book: sec-second-moment
 
     >>> print(Progress(tokens=4096, total=163_840, rate=200.0))
-    4,096 of about 163,840 tokens, 200 per second, about 14 min left
+    4,096 of about 163,840 tokens, 200 per second, about 13 min left
     """
 
     tokens: int
