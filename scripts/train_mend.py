@@ -27,11 +27,13 @@ HELD_OUT = 100  # subjects that tell when to stop
 ROUNDS = 10  # how often each fact is in the training, on average
 
 
-def read_recipe(name: str) -> tuple[MEND, Training]:
-    """The settings of a pocket model's MEND and of its training."""
+def read_recipe(name: str) -> tuple[MEND, Training, float]:
+    """A pocket model's MEND, its training, and which share of edits is prefixed."""
     rows = tomllib.loads((HERE / "mend.toml").read_text(encoding="utf-8"))
-    training = read(Training, rows["common"] | rows.get(name, {}))
-    return read(MEND, preset_row("MEND", f"pocket-{name}")), training
+    row = rows["common"] | rows.get(name, {})
+    prefixed = row.pop("prefixed")
+    mend = read(MEND, preset_row("MEND", f"pocket-{name}"))
+    return mend, read(Training, row), prefixed
 
 
 def without(world: World, subjects: set[str]) -> World:
@@ -40,10 +42,16 @@ def without(world: World, subjects: set[str]) -> World:
     return World(facts, world.relations, world.nouns)
 
 
-def split_cases(world: World) -> tuple[list[edu.Case], list[edu.Case], list[edu.Case]]:
+def split_cases(
+    world: World, prefixed: float = 0.0
+) -> tuple[list[edu.Case], list[edu.Case], list[edu.Case]]:
     """Cases to learn from, to stop by and to be tested with, about distinct subjects.
 
     Neither the edits nor the neighbors of the training are about a tested subject.
+
+    Args:
+        world: what the facts are drawn from.
+        prefixed: the share of edits to learn from that stand after another sentence.
     """
     tested = [edu.Case.from_counterfact(r) for r in counterfact_records(world)[:TESTED]]
     rest = without(world, {case.fact.subject for case in tested})
@@ -52,20 +60,31 @@ def split_cases(world: World) -> tuple[list[edu.Case], list[edu.Case], list[edu.
     ]
     rest = without(rest, {case.fact.subject for case in held_out})
     draw = random.Random(0)
-    return _many_cases(rest, draw), held_out, tested
+    return _many_cases(rest, prefixed, draw), held_out, tested
 
 
-def _many_cases(world: World, draw: random.Random) -> list[edu.Case]:
+def _many_cases(world: World, prefixed: float, draw: random.Random) -> list[edu.Case]:
     """Every fact several times, in varying words, with a new object each time."""
+    before = random.Random(1)  # apart, so that the cases are the same with any share
     alike: dict[str, list[str]] = {}
     for subject in world.subjects:
         for word in set(subject.split()):
             alike.setdefault(word, []).append(subject)
-    return [
+    cases = [
         _case(world, fact, alike, draw)
         for fact in draw.choices(world.facts, k=ROUNDS * len(world.facts))
         if len(world.objects[fact.relation]) > 1
     ]
+    return [
+        _prefixed(case, before) if before.random() < prefixed else case
+        for case in cases
+    ]
+
+
+def _prefixed(case: edu.Case, draw: random.Random) -> edu.Case:
+    """The same edit after a sentence without facts; its subject then has other keys."""
+    prompt = f"{draw.choice(fillers()['trained'])} {case.fact.prompt}"
+    return replace(case, fact=replace(case.fact, prompt=prompt))
 
 
 def _case(
@@ -104,12 +123,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="fewer steps, to try it out")
     args = parser.parse_args()
     transformers.logging.disable_progress_bar()
-    mend, training = read_recipe(args.name)
+    mend, training, prefixed = read_recipe(args.name)
     if args.steps is not None:
         training = replace(training, steps=args.steps)
     out = args.out or edu.pocket(args.name) / "mend"
     model, tokenizer = edu.load(f"pocket-{args.name}")
-    cases, held_out, _ = split_cases(build_world())
+    cases, held_out, _ = split_cases(build_world(), prefixed)
     checkpoint = out.with_name(f"{out.name}.training")
     begun = time.perf_counter()
     mend = mend.fit(
