@@ -12,12 +12,17 @@ from edutools.checks import number
 from edutools.exercises.feedback import Feedback, call, compare, diagnose
 from edutools.solve import LowRank, memit_update
 
+Batch = tuple[
+    Float[Tensor, "d_out d_in"],
+    Float[Tensor, "d_in n"],
+    Float[Tensor, "d_out n"],
+    Float[Tensor, "d_in d_in"],
+]
+
 __all__ = ["batch_inputs", "check_lam_for_share", "check_memit_update", "update_of"]
 
 
-def batch_inputs(
-    d_out: int, d_in: int, n: int, generator: torch.Generator
-) -> tuple[Float[Tensor, "..."], ...]:
+def batch_inputs(d_out: int, d_in: int, n: int, generator: torch.Generator) -> Batch:
     """Random W, K, V and a C of full rank, in float64.
 
     Book: sec-exercises
@@ -100,12 +105,12 @@ def check_memit_update(function: Callable, *, seed: int = 0) -> Feedback:
     number("seed", seed, int)
     generator = torch.Generator().manual_seed(seed)
     for d_out, d_in, n, lam in ((4, 4, 3, 0.5), (3, 7, 2, 10.0), (5, 4, 9, 2.0)):
-        inputs = *batch_inputs(d_out, d_in, n, generator), lam
-        got = update_of(function, inputs)
+        batch = batch_inputs(d_out, d_in, n, generator)
+        got = update_of(function, (*batch, lam))
         if isinstance(got, Feedback):
             return _too_many(got, n > d_in)
-        right = memit_update(*inputs).dense()
-        wrong = diagnose(got, right, _memit_mistakes(*inputs))
+        right = memit_update(*batch, lam).dense()
+        wrong = diagnose(got, right, _memit_mistakes(*batch, lam))
         if wrong is not None:
             return _too_many(wrong, n > d_in)
     message = "it writes as much as λ allows, for few facts and for many."
