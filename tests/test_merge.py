@@ -138,9 +138,13 @@ def test_a_group_is_written_once(taught):
     assert len(change.info["facts"]) == 4
 
 
-def test_two_targets_for_one_prompt_are_refused_before_any_search(taught, monkeypatch):
+def never(*_, **__):
+    """A search that must not begin."""
+    raise RuntimeError("the search has begun")
+
+
+def test_two_targets_for_one_prompt_are_refused_before_any_search(taught):
     model, tokenizer, moments = taught
-    monkeypatch.setattr("edutools.batch.target_states", None)
     twice = [*SAME, Fact("Anna Karenina", "{} lives in", "Rome")]
     message = (
         "Facts 0 and 3 contradict each other: 'Anna Karenina lives in' cannot go on "
@@ -148,7 +152,7 @@ def test_two_targets_for_one_prompt_are_refused_before_any_search(taught, monkey
     )
     method = MEMITMerge(layers=(1,), search=SEARCH)
     with pytest.raises(ValueError, match=message):
-        edit(model, tokenizer, twice, method=method, moments=moments)
+        edit(model, tokenizer, twice, method=method, moments=moments, find=never)
 
 
 def test_settings_survive_json_and_come_from_memit():

@@ -324,13 +324,14 @@ def test_several_facts_are_too_many_for_rome(taught):
         edit(model, tokenizer, FACTS, method=ROME(layer=1), moments=moments)
 
 
-def test_colliding_facts_are_named_before_any_search(taught, monkeypatch):
+def never(*_, **__):
+    """A search that must not begin."""
+    raise RuntimeError("the search has begun")
+
+
+def test_colliding_facts_are_named_before_any_search(taught):
     model, tokenizer, moments = taught
 
-    def never(*_, **__):
-        raise RuntimeError("the search has begun")
-
-    monkeypatch.setattr("edutools.batch.target_states", never)
     twice = [*FACTS, Fact("Anna Karenina", "{} was born in", "Paris")]
     message = (
         r"Facts 1 and 3 \('Anna Karenina', 'Anna Karenina'\) have nearly the same key "
@@ -339,7 +340,7 @@ def test_colliding_facts_are_named_before_any_search(taught, monkeypatch):
     )
     method = EMMET(layers=(1,), search=replace(SEARCH, contexts=BARE))
     with pytest.raises(ValueError, match=message):
-        edit(model, tokenizer, twice, method=method, moments=moments)
+        edit(model, tokenizer, twice, method=method, moments=moments, find=never)
     with pytest.raises(RuntimeError, match="the search has begun"):
         edit(
             model,
@@ -347,12 +348,12 @@ def test_colliding_facts_are_named_before_any_search(taught, monkeypatch):
             twice,
             method=replace(method, ridge=1.0),
             moments=moments,
+            find=never,
         )
 
 
-def test_more_facts_than_dimensions_are_refused_before_any_search(taught, monkeypatch):
+def test_more_facts_than_dimensions_are_refused_before_any_search(taught):
     model, tokenizer, moments = taught
-    monkeypatch.setattr("edutools.batch.target_states", None)
     many = [Fact(f"Person {i}", "{} lives in", "Rome") for i in range(25)]
     method = EMMET(layers=(0, 1), search=replace(SEARCH, contexts=BARE))
     message = (
@@ -360,7 +361,7 @@ def test_more_facts_than_dimensions_are_refused_before_any_search(taught, monkey
         "Write at most 24 at once, or use MEMIT"
     )
     with pytest.raises(ValueError, match=message):
-        edit(model, tokenizer, many, method=method, moments=moments)
+        edit(model, tokenizer, many, method=method, moments=moments, find=never)
 
 
 @pytest.mark.parametrize(("ridge", "weight"), [(0.0, 1e4), (0.1, 20.0)])

@@ -234,12 +234,16 @@ def test_methods_that_would_forget_refuse_what_is_remembered(taught):
             edit(model, tokenizer, MORE[:1], method=method, moments=past)
 
 
-def test_a_null_space_without_room_is_refused_before_any_search(taught, monkeypatch):
+def never(*_, **__):
+    """A search that must not begin."""
+    raise RuntimeError("the search has begun")
+
+
+def test_a_null_space_without_room_is_refused_before_any_search(taught):
     model, tokenizer, moments = taught
-    monkeypatch.setattr("edutools.batch.target_states", None)
     method = AlphaEdit(layers=(1,), threshold=1e-12, search=SEARCH)
     with pytest.raises(ValueError, match=r"AlphaEdit at layer 1 of .*No direction is"):
-        edit(model, tokenizer, FACTS, method=method, moments=moments)
+        edit(model, tokenizer, FACTS, method=method, moments=moments, find=never)
 
 
 def test_a_null_space_that_is_everything_is_warned_of(taught):
