@@ -154,6 +154,10 @@ def test_a_shipped_mend_writes_facts_about_subjects_it_has_not_seen(name):
     assert told["efficacy"]["mean"] >= 0.95
     assert told["paraphrase"]["mean"] >= 0.9
     assert told["neighborhood"]["mean"] >= 0.9
+    lost = told["neighborhood_top1_before"]["mean"] - told["neighborhood_top1"]["mean"]
+    assert lost <= 0.05
+    read = MENDS[name]["perplexity"]
+    assert read["after"]["mean"] <= 1.1 * read["before"]
 
 
 def test_a_shipped_mend_does_what_was_measured():
