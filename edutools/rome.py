@@ -35,8 +35,8 @@ class ROME(Method):
         layer: which one to write, counted from 0.
         key: 'mean' takes the key averaged over contexts everywhere (r-ROME), 'prompt'
             that of the bare prompt everywhere (p-ROME). 'mixed' is the released code:
-            C⁻¹k averaged, the denominator on the bare prompt; neither key is then
-            mapped to v exactly.
+            C⁻¹k averaged, the denominator on the bare prompt; the bare prompt's key
+            is then mapped to v at a higher price, and the average overshoots.
         covariance: 'moments' uses the measured C, 'identity' C = I.
         search: how v is found; at the MLP's output by default.
 

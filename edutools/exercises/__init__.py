@@ -5,24 +5,54 @@ reference, and, where the two differ, looks for a known mistake that gives the s
 numbers. It never shows the reference.
 """
 
+from edutools.exercises.distribution import check_fractions, check_leftover
 from edutools.exercises.emmet import check_emmet_update, check_multipliers
+from edutools.exercises.evaluation import (
+    check_lead,
+    check_paired_error,
+    check_wilson,
+)
 from edutools.exercises.feedback import Feedback
 from edutools.exercises.measuring import check_score
 from edutools.exercises.memit import check_lam_for_share, check_memit_update
 from edutools.exercises.memory import check_least_squares, check_second_moment
 from edutools.exercises.objective import check_family, check_feasible
+from edutools.exercises.problem import (
+    check_gradient_shift,
+    check_locality,
+    check_radius,
+)
 from edutools.exercises.rome import check_rome_update
+from edutools.exercises.transformer import (
+    check_block,
+    check_gated_key,
+    check_last_token,
+)
+from edutools.exercises.values import check_kl, check_mixed_cost
 
 __all__ = [
     "Feedback",
+    "check_block",
     "check_emmet_update",
     "check_family",
     "check_feasible",
+    "check_fractions",
+    "check_gated_key",
+    "check_gradient_shift",
+    "check_kl",
     "check_lam_for_share",
+    "check_last_token",
+    "check_lead",
     "check_least_squares",
+    "check_leftover",
+    "check_locality",
     "check_memit_update",
+    "check_mixed_cost",
     "check_multipliers",
+    "check_radius",
+    "check_paired_error",
     "check_rome_update",
     "check_score",
     "check_second_moment",
+    "check_wilson",
 ]
