@@ -37,18 +37,21 @@ def arguments(about: str) -> argparse.ArgumentParser:
 
 
 def read(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, least: int = LEAST
 ) -> argparse.Namespace:
-    """The arguments, after a look whether this machine can follow them."""
+    """The arguments, after a look whether this machine can follow them.
+
+    `least` repeats stand behind what is kept among the published results.
+    """
     given = parser.parse_args(argv)
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda, but torch sees no GPU")
     if given.repeats < 1:
         parser.error(f"--repeats {given.repeats}; it must be at least 1")
-    if given.repeats < LEAST and given.folder.resolve() == RESULTS:
+    if given.repeats < least and given.folder.resolve() == RESULTS:
         parser.error(
             f"--repeats {given.repeats} is too few for numbers that are kept; use at "
-            f"least {LEAST}, or another --folder for a trial"
+            f"least {least}, or another --folder for a trial"
         )
     if given.threads:
         torch.set_num_threads(given.threads)

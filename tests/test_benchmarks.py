@@ -2,12 +2,27 @@
 
 import json
 import math
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import full_size, harness, limit, models, moments, solve
+from benchmarks import (
+    build,
+    figure,
+    full_size,
+    harness,
+    limit,
+    models,
+    moments,
+    search,
+    solve,
+    table,
+    trace,
+)
 
 SPREAD = {"median", "min", "max", "q1", "q3", "n", "values"}
 SURROUNDINGS = {
@@ -161,7 +176,195 @@ def test_moments(tmp_path, capsys):
     assert "tokens per second" in capsys.readouterr().out
 
 
+FEW = ("--model", "gptj-6b", "--size", "tiny", "--repeats", "1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[str, Path]:
+    """Results of the benchmarks that compare two ways, each run once."""
+    folder = tmp_path_factory.mktemp("made")
+    few, sizes = [*FEW, *where(folder)], ["--sizes", "1", "3", "--steps", "4"]
+    return {
+        "search": search.main([*few, *sizes]),
+        "trace": trace.main([*few, "--facts", "1", "--samples", "2"]),
+    }
+
+
+def test_search(made):
+    assert made["search"].name == "search_gpt-j-6b.json"
+    rows = kept(made["search"])["rows"]
+    assert [row["facts"] for row in rows] == [1, 3]
+    for row in rows:
+        assert row["taken"]["together"] == row["taken"]["one by one"]
+        assert len(row["taken"]["together"]) == row["facts"]
+        assert row["difference"] <= search.APART
+        fast, slow = (row["seconds"][x]["median"] for x in ("together", "one by one"))
+        assert row["speedup"]["of_medians"] == pytest.approx(slow / fast)
+
+
+@pytest.mark.parametrize(
+    "other", [{"kl": 50.0}, {"weight_decay": 0.6}, {"steps": 2}, {"clamp": 0.7}], ids=str
+)
+def test_a_search_of_something_else_is_noticed(tmp_path, monkeypatch, other):
+    loop = search.one_by_one
+
+    def wrong(*args):
+        *same, settings = args
+        return loop(*same, replace(settings, **other))
+
+    monkeypatch.setattr(search, "one_by_one", wrong)
+    with pytest.raises(RuntimeError, match="find different values for '"):
+        search.main([*FEW, "--sizes", "1", "--steps", "3", *where(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trace(made):
+    assert made["trace"].name == "trace_gpt-j-6b.json"
+    hidden, mlp = kept(made["trace"])["rows"]
+    assert (hidden["kind"], hidden["window"]) == ("hidden", 1)
+    assert (mlp["kind"], mlp["window"]) == ("mlp", 3)
+    for row in (hidden, mlp):
+        assert row["cells"] % row["of"] == 0
+        assert row["difference"] <= trace.APART
+
+
+def test_a_trace_of_something_else_is_noticed(tmp_path, monkeypatch):
+    table_of = trace.by_cell
+
+    def wrong(model, tokenizer, traced):
+        return table_of(model, tokenizer, replace(traced, noise=2 * traced.noise))
+
+    monkeypatch.setattr(trace, "by_cell", wrong)
+    monkeypatch.setattr(trace, "APART", 1e-9)  # random weights hardly hear the noise
+    with pytest.raises(RuntimeError, match="give different tables for 'hidden'"):
+        trace.main([*FEW, "--facts", "1", "--samples", "2", *where(tmp_path)])
+
+
+MAKEFILE = """book: setup
+\t@mkdir -p _build/html/book && touch _build/html/book/one.html
+\t@[ "$(VENV)" = "$$VENV" ] && [ "$$PYTHONPATH" = "$$PWD" ]
+setup:
+\t@false
+"""
+
+
+def test_build_installs_nothing(tmp_path, monkeypatch, capsys):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "Makefile").write_text(MAKEFILE)
+    who = ["-c", "user.name=x", "-c", "user.email=x"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    monkeypatch.setattr(build, "ROOT", project)
+    path = build.main(where(tmp_path / "kept"))
+    (row,) = kept(path)["rows"]
+    assert (row["goal"], row["pages"], row["seconds"]["n"]) == ("book", 1, 1)
+    assert "make book: 0.0 minutes" in capsys.readouterr().out
+    with pytest.raises(subprocess.CalledProcessError):
+        build.main(["--goal", "setup-not-there", *where(tmp_path / "kept")])
+
+
+def test_the_real_book_is_made_without_setting_up():
+    command = ["make", "-n", "-o", "setup", "book", "VENV=there"]
+    done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "there/bin/python -m scripts.build_book --from fresh"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, made) -> Path:
+    """A result under every name that the page knows."""
+    folder, more = (tmp_path_factory.mktemp(name) for name in ("results", "more"))
+    given = harness.read(harness.arguments("x"), where(more))
+    part = {"phase": "editing", "method": "ROME", "seconds": 2.0, "units": 1}
+    part |= {"unit": "fact", "peak_bytes": 2 * 10**9, "model": "gpt-j-6b"}
+    rows = [part, {"phase": "undone", "note": "same bits: True"}]
+    few = ["--facts", "2", "--steps", "2", "--tokens", "200", "--square", "32"]
+    once = ["--repeats", "1", *where(more)]
+    text = ["--tokens", "200", "--layers", "1", "2", "--batch-tokens", "100"]
+    spent = harness.spread([60.0])
+    found = made | {
+        "solve": solve.main(["--sizes", "24", "32", "--facts", "5", *once]),
+        "moments": moments.main([*text, *FEW[:4], *once]),
+        "limit": limit.main([*TINY, *few, *once]),
+        "full_size": harness.keep("full_size_x", rows, given),
+        "build": harness.keep(
+            "build", [{"goal": "book", "pages": 9, "seconds": spent}], given
+        ),
+    }
+    for section in table.SECTIONS:
+        for name in section.results:
+            (kind,) = [kind for kind in found if name.startswith(kind)]
+            told = json.loads(found[kind].read_text())
+            told["surroundings"] |= {"device": "A GPU"} if "cuda" in name else {}
+            (folder / f"{name}.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_a_page_of_all_results(results):
+    text = table.block(results)
+    assert table.NOTHING not in text
+    assert "`make book`: 1.0 minutes for 9 pages (n = 1)." in text
+    assert "| editing | ROME | 2 s | 1 × fact | 2.0 GB |" in text
+    assert "undone: same bits: True." in text
+    row = json.loads((results / "search.json").read_text())["rows"][1]
+    cells = [table.seconds(side) for side in row["seconds"].values()]
+    assert f"| 3 | {' | '.join(cells)} | {table.times(row['speedup'])} |" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    ends = [line for line in tables if set(line) == {"|", "-"}]
+    assert len(ends) == sum(len(s.results) for s in table.SECTIONS) - 1  # but build
+
+
+def test_a_page_without_a_result(results, tmp_path):
+    for path in results.glob("[!s]*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = table.block(tmp_path)
+    assert text.count(f": {table.NOTHING}.") == 5  # three searches, two solves
+    assert "```{figure}" in text
+    assert "```{figure}" not in table.block(tmp_path / "nowhere")
+
+
+def test_numbers_keep_three_digits():
+    told = [table.short(x) for x in (0.001234, 1.0, 12.345, 1234.5)]
+    assert told == ["0.00123", "1", "12.3", "1,234"]
+    assert table.seconds(harness.spread([1.0, 2.0, 4.0])) == "2 s (1.5 to 3)"
+
+
+def test_a_picture_of_all_results(results, tmp_path):
+    out = figure.draw(results, tmp_path / "all.png")
+    assert Image.open(out).text[figure.MARK] == figure.digest(results)
+    (tmp_path / "x.json").write_text("{}")
+    assert figure.digest(tmp_path) != figure.digest(results)
+
+
+def test_no_picture_of_nothing(tmp_path):
+    out = tmp_path / "old.png"
+    out.touch()
+    assert figure.draw(tmp_path, out) is None
+    assert not out.exists()
+
+
+def test_a_benchmark_that_nobody_draws_is_named():
+    with pytest.raises(LookupError, match="no drawing of 'other'"):
+        figure.panel(None, {"benchmark": "other"})
+
+
+def test_the_page_shows_what_was_measured():
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert table.renewed(text) == text, "run python -m benchmarks.figure"
+    named = {f"{name}.json" for s in table.SECTIONS for name in s.results}
+    assert {path.name for path in harness.RESULTS.glob("*.json")} <= named
+
+
+def test_the_picture_shows_what_was_measured():
+    if not any(harness.RESULTS.glob("*.json")):
+        assert not table.PICTURE.exists()
+        return
+    drawn = Image.open(table.PICTURE).text[figure.MARK]
+    assert drawn == figure.digest(), "run python -m benchmarks.figure"
+
+
 @pytest.mark.parametrize("path", sorted(harness.RESULTS.glob("*.json")), ids=str)
 def test_published_results_are_whole(path):
     told = kept(path)
-    assert told["settings"]["repeats"] >= harness.LEAST
+    least = build.KEPT if told["benchmark"] == "build" else harness.LEAST
+    assert told["settings"]["repeats"] >= least
