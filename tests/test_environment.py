@@ -1,7 +1,9 @@
 """pyproject.toml, environment.yml and constraints.txt say the same, and it is true."""
 
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib import metadata
@@ -135,3 +137,41 @@ def test_the_wheel_carries_the_data(wheel):
 def test_the_wheel_carries_nothing_else(wheel):
     tops = {name.split("/")[0] for name in wheel}
     assert tops == {"edutools", f"edutools-{PROJECT['version']}.dist-info"}
+
+
+RESULT = "benchmarks/results/full_size_x-cuda.json"
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """A folder with what the build needs, a line of code and one measured result."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("edutools/__init__.py", RESULT, "benchmarks/harness.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+def built(sources: Path, kind: str) -> list[str]:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", "made"]
+    subprocess.run(command, cwd=sources, check=True, capture_output=True)
+    (path,) = (sources / "made").iterdir()
+    if kind == "wheel":
+        return zipfile.ZipFile(path).namelist()
+    return [name.partition("/")[2] for name in tarfile.open(path).getnames()]
+
+
+def test_the_wheel_carries_the_results_inside_the_package(sources):
+    assert "edutools/data/results/full_size_x-cuda.json" in built(sources, "wheel")
+
+
+def test_a_wheel_can_be_built_where_nothing_was_measured(sources):
+    shutil.rmtree(sources / "benchmarks")
+    assert "edutools/__init__.py" in built(sources, "wheel")
+
+
+def test_the_source_archive_carries_the_results(sources):
+    names = built(sources, "sdist")
+    assert RESULT in names
+    assert "benchmarks/harness.py" not in names
