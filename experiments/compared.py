@@ -1,0 +1,90 @@
+"""The methods that the studies compare, and how facts are written one after another."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+import edutools as edu
+from edutools.batch import BatchMethod
+from edutools.method import Method, Moments
+from experiments.study import Bank, Setup
+
+BATCHED = (edu.MEMIT, edu.EMMET, edu.AlphaEdit)
+
+
+def one_layer(method: BatchMethod) -> BatchMethod:
+    """The same method, at its last layer only."""
+    return replace(method, layers=method.layers[-1:])
+
+
+def closed_forms(setup: Setup) -> dict[str, BatchMethod]:
+    """MEMIT, EMMET and AlphaEdit with the model's presets, at one layer."""
+    return {
+        kind.__name__: one_layer(kind.preset(setup.name)).resolved(
+            setup.model, setup.tokenizer
+        )
+        for kind in BATCHED
+    }
+
+
+def layers_of(methods: Mapping[str, Method]) -> set[int]:
+    """The layers whose second moments these methods need."""
+    return {at for m in methods.values() if m.needs_moments for at in m.edited()}
+
+
+def write(
+    setup: Setup,
+    cases: Sequence[edu.Case],
+    method: Method,
+    moments: Moments,
+    bank: Bank | None = None,
+) -> edu.Edit:
+    """All cases in one batch; values come from the bank if the method searches some."""
+    return edu.edit(
+        setup.model,
+        setup.tokenizer,
+        [case.fact for case in cases],
+        method=method,
+        moments=moments,
+        find=bank if method.searches else None,
+    )
+
+
+def in_turn(
+    setup: Setup,
+    cases: Sequence[edu.Case],
+    method: Method,
+    moments: Moments,
+    *,
+    batch: int = 1,
+) -> Iterator[tuple[int, edu.Edit]]:
+    """Batch after batch, each found on the model as the earlier ones have left it.
+
+    Keys of earlier batches are handed on to methods that spare them.
+
+    Yields:
+        How many cases are written, and the sum of all edits so far.
+    """
+    total = edu.Edit()
+    for first in range(0, len(cases), batch):
+        part = cases[first : first + batch]
+        with total.applied(setup.model):
+            more = write(setup, part, method, moments)
+        total = total + more
+        if isinstance(method, BatchMethod) and method.remembers:
+            with total.applied(setup.model):
+                moments = edu.remember(
+                    setup.model,
+                    setup.tokenizer,
+                    [case.fact for case in part],
+                    method=method,
+                    moments=moments,
+                )
+        yield first + len(part), total
+
+
+def norm(change: edu.Edit) -> float:
+    """The Frobenius norm of all changes of an edit."""
+    sizes = [delta.dense().double().norm() for delta in change.deltas.values()]
+    return float(torch.stack(sizes).norm())
