@@ -23,6 +23,11 @@ from edutools.exercises.problem import (
     check_radius,
 )
 from edutools.exercises.rome import check_rome_update
+from edutools.exercises.tracing import (
+    check_corruption,
+    check_effect,
+    check_mean_effect,
+)
 from edutools.exercises.transformer import (
     check_block,
     check_gated_key,
@@ -33,6 +38,8 @@ from edutools.exercises.values import check_kl, check_mixed_cost
 __all__ = [
     "Feedback",
     "check_block",
+    "check_corruption",
+    "check_effect",
     "check_emmet_update",
     "check_family",
     "check_feasible",
@@ -46,11 +53,12 @@ __all__ = [
     "check_least_squares",
     "check_leftover",
     "check_locality",
+    "check_mean_effect",
     "check_memit_update",
     "check_mixed_cost",
     "check_multipliers",
-    "check_radius",
     "check_paired_error",
+    "check_radius",
     "check_rome_update",
     "check_score",
     "check_second_moment",

@@ -49,11 +49,18 @@ def call(function: Callable, arguments: tuple) -> Any:
     except Exception as error:  # the reader's own code may raise anything
         return Feedback(False, f"it raised {type(error).__name__}: {error}")
     for given, copy in zip(arguments, copies, strict=True):
-        if isinstance(given, Tensor) and not torch.equal(given, copy):
+        if isinstance(given, Tensor) and not _same(given, copy):
             return Feedback(False, "it changes its input in place; work on a copy.")
     if result is None:
         return Feedback(False, "it returns nothing. Is there a `return`?")
     return result
+
+
+def _same(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."]) -> bool:
+    """Whether two tensors are equal, with nan in the same places."""
+    if a.shape != b.shape:
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def close(a: Shaped[Tensor, "..."], b: Float[Tensor, "..."]) -> bool:
