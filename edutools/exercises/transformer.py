@@ -17,12 +17,12 @@ Offsets = Sequence[tuple[int, int]]
 
 
 def check_block(function: Callable, *, seed: int = 0) -> Feedback:
-    """Check a function (h, attention, mlp, norm_a, norm_m, parallel) that runs a block.
+    """Check a function (h, attention, mlp, norms, parallel) that runs a block.
 
     Args:
-        function: takes states of shape (tokens, size), four functions of such states,
-            and whether attention and MLP work side by side; returns the states behind
-            the block.
+        function: takes states of shape (tokens, size), two functions of such states,
+            the pair of norms in front of them, and whether attention and MLP work side
+            by side; returns the states behind the block.
         seed: of the random inputs.
 
     Book: sec-exercises
@@ -34,7 +34,7 @@ def check_block(function: Callable, *, seed: int = 0) -> Feedback:
             h = _normal(generator, tokens, size)
             parts = [_part(generator, size) for _ in range(4)]
             right, mistakes = _blocks(h, parts, parallel)
-            given = (h, *parts, parallel)
+            given = (h, *parts[:2], tuple(parts[2:]), parallel)
             wrong = compare(function, given, right, mistakes)
             if wrong is not None:
                 kind = "parallel" if parallel else "sequential"
