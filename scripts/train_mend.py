@@ -5,11 +5,12 @@ interrupted goes on from its last checkpoint when the command is given again.
 """
 
 import argparse
+import copy
 import random
 import shutil
 import time
 import tomllib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
@@ -27,13 +28,38 @@ HELD_OUT = 100  # subjects that tell when to stop
 ROUNDS = 10  # how often each fact is in the training, on average
 
 
-def read_recipe(name: str) -> tuple[MEND, Training, float]:
-    """A pocket model's MEND, its training, and which share of edits is prefixed."""
+@dataclass(frozen=True)
+class Recipe:
+    """How a pocket model's MEND is made.
+
+    Attributes:
+        mend: before training.
+        training: settings.
+        prefixed: the share of edits to learn from that stand after another sentence.
+        strength: by how much the learned rates are multiplied in the end.
+    """
+
+    mend: MEND
+    training: Training
+    prefixed: float
+    strength: float
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe of a pocket model's MEND."""
     rows = tomllib.loads((HERE / "mend.toml").read_text(encoding="utf-8"))
     row = rows["common"] | rows.get(name, {})
-    prefixed = row.pop("prefixed")
     mend = read(MEND, preset_row("MEND", f"pocket-{name}"))
-    return mend, read(Training, row), prefixed
+    prefixed, strength = row.pop("prefixed"), row.pop("strength")
+    return Recipe(mend, read(Training, row), prefixed, strength)
+
+
+def strengthened(mend: MEND, strength: float) -> MEND:
+    """The same with its rates α multiplied."""
+    editors = copy.deepcopy(mend.editors)
+    assert editors is not None  # it is trained
+    editors.alpha.data *= strength
+    return replace(mend, editors=editors)
 
 
 def without(world: World, subjects: set[str]) -> World:
@@ -123,15 +149,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="fewer steps, to try it out")
     args = parser.parse_args()
     transformers.logging.disable_progress_bar()
-    mend, training, prefixed = read_recipe(args.name)
+    recipe = read_recipe(args.name)
+    training = recipe.training
     if args.steps is not None:
         training = replace(training, steps=args.steps)
     out = args.out or edu.pocket(args.name) / "mend"
     model, tokenizer = edu.load(f"pocket-{args.name}")
-    cases, held_out, _ = split_cases(build_world(), prefixed)
+    cases, held_out, _ = split_cases(build_world(), recipe.prefixed)
     checkpoint = out.with_name(f"{out.name}.training")
     begun = time.perf_counter()
-    mend = mend.fit(
+    mend = recipe.mend.fit(
         model,
         tokenizer,
         cases,
@@ -139,7 +166,7 @@ def main() -> None:
         training=training,
         checkpoint=checkpoint,
     )
-    mend.save_pretrained(out)
+    strengthened(mend, recipe.strength).save_pretrained(out)
     shutil.rmtree(checkpoint)
     print(f"{out}: {(time.perf_counter() - begun) / 60:.1f} minutes")
 
