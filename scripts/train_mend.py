@@ -5,12 +5,11 @@ interrupted goes on from its last checkpoint when the command is given again.
 """
 
 import argparse
-import copy
 import random
 import shutil
 import time
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import transformers
@@ -28,38 +27,14 @@ HELD_OUT = 100  # subjects that tell when to stop
 ROUNDS = 10  # how often each fact is in the training, on average
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a pocket model's MEND is made.
-
-    Attributes:
-        mend: before training.
-        training: settings.
-        prefixed: the share of edits to learn from that stand after another sentence.
-        strength: by how much the learned rates are multiplied in the end.
-    """
-
-    mend: MEND
-    training: Training
-    prefixed: float
-    strength: float
-
-
-def read_recipe(name: str) -> Recipe:
-    """The recipe of a pocket model's MEND."""
+def read_recipe(name: str) -> tuple[MEND, list[Training]]:
+    """A pocket model's MEND before training, and the settings of each stage of it."""
     rows = tomllib.loads((HERE / "mend.toml").read_text(encoding="utf-8"))
-    row = rows["common"] | rows.get(name, {})
+    first = rows["common"] | rows.get(name, {})
+    later = first.pop("then", None)
+    stages = [first] if later is None else [first, first | later]
     mend = read(MEND, preset_row("MEND", f"pocket-{name}"))
-    prefixed, strength = row.pop("prefixed"), row.pop("strength")
-    return Recipe(mend, read(Training, row), prefixed, strength)
-
-
-def strengthened(mend: MEND, strength: float) -> MEND:
-    """The same with its rates α multiplied."""
-    editors = copy.deepcopy(mend.editors)
-    assert editors is not None  # it is trained
-    editors.alpha.data *= strength
-    return replace(mend, editors=editors)
+    return mend, [read(Training, stage) for stage in stages]
 
 
 def without(world: World, subjects: set[str]) -> World:
@@ -68,16 +43,10 @@ def without(world: World, subjects: set[str]) -> World:
     return World(facts, world.relations, world.nouns)
 
 
-def split_cases(
-    world: World, prefixed: float = 0.0
-) -> tuple[list[edu.Case], list[edu.Case], list[edu.Case]]:
+def split_cases(world: World) -> tuple[list[edu.Case], list[edu.Case], list[edu.Case]]:
     """Cases to learn from, to stop by and to be tested with, about distinct subjects.
 
     Neither the edits nor the neighbors of the training are about a tested subject.
-
-    Args:
-        world: what the facts are drawn from.
-        prefixed: the share of edits to learn from that stand after another sentence.
     """
     tested = [edu.Case.from_counterfact(r) for r in counterfact_records(world)[:TESTED]]
     rest = without(world, {case.fact.subject for case in tested})
@@ -86,31 +55,20 @@ def split_cases(
     ]
     rest = without(rest, {case.fact.subject for case in held_out})
     draw = random.Random(0)
-    return _many_cases(rest, prefixed, draw), held_out, tested
+    return _many_cases(rest, draw), held_out, tested
 
 
-def _many_cases(world: World, prefixed: float, draw: random.Random) -> list[edu.Case]:
+def _many_cases(world: World, draw: random.Random) -> list[edu.Case]:
     """Every fact several times, in varying words, with a new object each time."""
-    before = random.Random(1)  # apart, so that the cases are the same with any share
     alike: dict[str, list[str]] = {}
     for subject in world.subjects:
         for word in set(subject.split()):
             alike.setdefault(word, []).append(subject)
-    cases = [
+    return [
         _case(world, fact, alike, draw)
         for fact in draw.choices(world.facts, k=ROUNDS * len(world.facts))
         if len(world.objects[fact.relation]) > 1
     ]
-    return [
-        _prefixed(case, before) if before.random() < prefixed else case
-        for case in cases
-    ]
-
-
-def _prefixed(case: edu.Case, draw: random.Random) -> edu.Case:
-    """The same edit after a sentence without facts; its subject then has other keys."""
-    prompt = f"{draw.choice(fillers()['trained'])} {case.fact.prompt}"
-    return replace(case, fact=replace(case.fact, prompt=prompt))
 
 
 def _case(
@@ -149,25 +107,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="fewer steps, to try it out")
     args = parser.parse_args()
     transformers.logging.disable_progress_bar()
-    recipe = read_recipe(args.name)
-    training = recipe.training
+    mend, stages = read_recipe(args.name)
     if args.steps is not None:
-        training = replace(training, steps=args.steps)
+        stages = [replace(stage, steps=args.steps) for stage in stages]
     out = args.out or edu.pocket(args.name) / "mend"
     model, tokenizer = edu.load(f"pocket-{args.name}")
-    cases, held_out, _ = split_cases(build_world(), recipe.prefixed)
-    checkpoint = out.with_name(f"{out.name}.training")
+    cases, held_out, _ = split_cases(build_world())
+    kept = out.with_name(f"{out.name}.training")
     begun = time.perf_counter()
-    mend = recipe.mend.fit(
-        model,
-        tokenizer,
-        cases,
-        held_out=held_out,
-        training=training,
-        checkpoint=checkpoint,
-    )
-    strengthened(mend, recipe.strength).save_pretrained(out)
-    shutil.rmtree(checkpoint)
+    for i, training in enumerate(stages):
+        mend = replace(mend, seed=i).fit(  # each stage draws afresh
+            model,
+            tokenizer,
+            cases,
+            held_out=held_out,
+            training=training,
+            checkpoint=kept / str(i),
+        )
+    mend = replace(mend, seed=0)
+    mend.save_pretrained(out)
+    shutil.rmtree(kept)
     print(f"{out}: {(time.perf_counter() - begun) / 60:.1f} minutes")
 
 
