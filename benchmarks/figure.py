@@ -51,14 +51,14 @@ def lines(ax: Axes, rows: Sequence[Row], across: str) -> None:
     ax.legend(frameon=False, fontsize="small")
 
 
-def bars(ax: Axes, named: Mapping[str, Row]) -> None:
-    """Seconds of named sides, one bar with whiskers for each."""
+def bars(ax: Axes, named: Mapping[str, Row], colors: int) -> None:
+    """Seconds of named sides, one bar with whiskers for each; colours come round."""
     sides = list(named.values())
     ax.barh(
         list(named),
         [side["median"] for side in sides],
         xerr=whiskers(sides),
-        color=[PALETTE[i % 3] for i in range(len(sides))],
+        color=[PALETTE[i % colors] for i in range(len(sides))],
         error_kw={"capsize": 3},
     )
     ax.invert_yaxis()
@@ -73,7 +73,7 @@ def sides(ax: Axes, rows: Sequence[Row]) -> None:
         for kind, row in zip(kinds, rows, strict=True)
         for name, side in row["seconds"].items()
     }
-    bars(ax, named)
+    bars(ax, named, len(rows[0]["seconds"]))
 
 
 def parts(ax: Axes, rows: Sequence[Row]) -> None:
@@ -82,7 +82,7 @@ def parts(ax: Axes, rows: Sequence[Row]) -> None:
     names = [f"{row.get('method') or ''} {row['phase']}".strip() for row in done]
     ax.barh(names, [row["seconds"] for row in done], color=PALETTE[0])
     ax.set_xscale("log")
-    ax.tick_params("y", labelsize=5)
+    ax.tick_params("y", labelsize=6)
     ax.invert_yaxis()
     ax.set_xlabel("seconds")
 
@@ -94,12 +94,12 @@ def shares(ax: Axes, rows: Sequence[Row]) -> None:
     ax.barh([row["work"] for row in works], share, color=PALETTE[0])
     ax.set_xlim(0, 1)
     ax.invert_yaxis()
-    ax.set_xlabel("share of the rate of products")
+    ax.set_xlabel("share of products' rate")
 
 
 def whole(ax: Axes, rows: Sequence[Row]) -> None:
     """A bar per goal of a build."""
-    bars(ax, {f"make {row['goal']}": row["seconds"] for row in rows})
+    bars(ax, {f"make {row['goal']}": row["seconds"] for row in rows}, 1)
 
 
 # How to draw a benchmark, by the beginning of its name.
@@ -114,24 +114,33 @@ DRAWN: dict[str, tuple[str, Callable[[Axes, Sequence[Row]], None]]] = {
 }
 
 
-def panel(ax: Axes, told: Mapping[str, Any]) -> None:
-    """Draw one result.
+def _kind(name: str) -> str:
+    """Under which name of `DRAWN` a benchmark stands.
 
     Raises:
         LookupError: if nobody has said how to draw it.
     """
-    benchmark = told["benchmark"]
-    kind = next((kind for kind in DRAWN if benchmark.startswith(kind)), None)
-    if kind is None:
-        raise LookupError(
-            f"There is no drawing of {benchmark!r}; add it to benchmarks.figure.DRAWN."
-        )
-    title, draw = DRAWN[kind]
+    for kind in DRAWN:
+        if name.startswith(kind):
+            return kind
+    raise LookupError(
+        f"There is no drawing of {name!r}; add it to benchmarks.figure.DRAWN."
+    )
+
+
+def _place(path: Path) -> tuple[int, str]:
+    return list(DRAWN).index(_kind(path.stem)), path.name
+
+
+def panel(ax: Axes, told: Mapping[str, Any]) -> None:
+    """Draw one result."""
+    title, draw = DRAWN[_kind(told["benchmark"])]
     draw(ax, told["rows"])
-    model = told["rows"][-1].get("model")
-    machine = told["surroundings"]["device"].upper()
-    named = f"{title}\n{model}, {machine}" if model else f"{title}\n{machine}"
-    ax.set_title(named, fontsize="medium")
+    device = told["surroundings"]["device"]
+    machine = "CPU" if device == "cpu" else device
+    model, _, _ = told["rows"][-1].get("model", "").partition(" (")
+    ax.set_title(f"{title}\n{', '.join(filter(None, (model, machine)))}", fontsize=8)
+    ax.tick_params("x", labelsize=7)
 
 
 def digest(folder: Path = RESULTS) -> str:
@@ -146,7 +155,7 @@ def draw(folder: Path = RESULTS, out: Path = table.PICTURE) -> Path | None:
     """Draw all results of a folder; None, and no file, if there are none."""
     found = [
         json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*.json"))
+        for path in sorted(folder.glob("*.json"), key=_place)
     ]
     if not found:
         out.unlink(missing_ok=True)
@@ -156,7 +165,7 @@ def draw(folder: Path = RESULTS, out: Path = table.PICTURE) -> Path | None:
     figure, axes = plt.subplots(
         height,
         columns,
-        figsize=(3.4 * columns, 2.7 * height),
+        figsize=(3.4 * columns, 2.4 * height),
         layout="constrained",
         squeeze=False,
     )

@@ -49,6 +49,11 @@ def short(x: float) -> str:
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
+def many(n: int, what: str) -> str:
+    """A number of things."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def seconds(side: Row) -> str:
     """A median in seconds, with the quartiles."""
     if side["n"] == 1:
@@ -75,7 +80,7 @@ def where(told: Mapping[str, Any]) -> str:
     """On what a result was measured, when, and at which commit."""
     around = told["surroundings"]
     if around["device"] == "cpu":
-        machine = f"{around['cpu']}, {around['threads']} threads"
+        machine = f"{around['cpu']}, {many(around['threads'], 'thread')}"
     else:
         machine = around["device"]
     versions = f"torch {around['versions']['torch']}"
@@ -115,7 +120,7 @@ def of_trace(rows: Sequence[Row]) -> Lines:
         head,
         [
             (
-                f"{row['kind']}, {row['window']} layers",
+                f"{row['kind']}, {many(row['window'], 'layer')}",
                 str(row["cells"]),
                 seconds(row["seconds"]["together"]),
                 seconds(row["seconds"]["one by one"]),
@@ -128,8 +133,9 @@ def of_trace(rows: Sequence[Row]) -> Lines:
     apart = max(row["difference"] for row in rows)
     yield ""
     yield (
-        f"`{row['model']}`, {row['dtype']}, {row['facts']} facts, {row['samples']} "
-        f"samples of the noise; probabilities differ by at most {apart:.0e}."
+        f"`{row['model']}`, {row['dtype']}, {many(row['facts'], 'fact')}, "
+        f"{many(row['samples'], 'sample')} of the noise; probabilities differ "
+        f"by at most {apart:.0e}."
     )
 
 
@@ -150,7 +156,7 @@ def of_moments(rows: Sequence[Row]) -> Lines:
 
 def of_solve(rows: Sequence[Row]) -> Lines:
     """Seconds by the size of a key."""
-    head = ("size of a key", "facts", "factor of $C$, once", "by the factor")
+    head = ("size of keys", "facts", "factor of $C$, once", "by the factor")
     head += ("dense", "dense, Cholesky", "times as fast as dense")
     sides = ("cached factor", "dense", "dense cholesky")
     yield from table(

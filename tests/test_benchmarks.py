@@ -203,7 +203,9 @@ def test_search(made):
 
 
 @pytest.mark.parametrize(
-    "other", [{"kl": 50.0}, {"weight_decay": 0.6}, {"steps": 2}, {"clamp": 0.7}], ids=str
+    "other",
+    [{"kl": 50.0}, {"weight_decay": 0.6}, {"steps": 2}, {"clamp": 0.7}],
+    ids=str,
 )
 def test_a_search_of_something_else_is_noticed(tmp_path, monkeypatch, other):
     loop = search.one_by_one
