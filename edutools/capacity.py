@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from edutools.objective import Objective
 from edutools.rows import SearchRows
+from edutools.suffix import Tail
 
 __all__ = ["facts_per_pass", "free_bytes", "kept_bytes", "on_gpu"]
 
@@ -18,7 +19,8 @@ def facts_per_pass(objective: Objective, rows: SearchRows) -> int:
 
     On GPUs as many as half of the free memory holds, after a look at what one needs;
     rounded down to a power of two, so that a little more or less memory gives the same
-    batches and so the same numbers. Elsewhere as many as have 2048 tokens together.
+    batches and so the same numbers. Elsewhere as many as have 2048 tokens together,
+    not counting those before the subject's last one, which are run only once.
 
     Args:
         objective: the loss whose gradient is wanted.
@@ -27,7 +29,9 @@ def facts_per_pass(objective: Objective, rows: SearchRows) -> int:
     Book: sec-rome-value
     """
     if not on_gpu(objective.model):
-        return max(1, TOKENS // rows.ids.numel())
+        changed, mask = rows.subject.flatten(), rows.mask.flatten(0, 1)
+        tail = Tail(objective.model, objective.layer, changed, mask)
+        return max(1, TOKENS // (len(changed) * tail.width))
     need = kept_bytes(objective, rows)
     fits = [
         SHARE * free_bytes(device) / size
@@ -57,7 +61,8 @@ def free_bytes(device: torch.device) -> int:
 def kept_bytes(objective: Objective, rows: SearchRows) -> dict[torch.device, int]:
     """What the losses of these facts keep for their gradients, in bytes by device.
 
-    Weights are not counted, they are there anyway.
+    With the keys and values of the tokens that are not run again. Weights are not
+    counted, they are there anyway.
 
     Book: sec-rome-value
     """
@@ -76,6 +81,8 @@ def kept_bytes(objective: Objective, rows: SearchRows) -> dict[torch.device, int
     delta_h = torch.zeros_like(start.initial, requires_grad=True)  # (n, d_out)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
         _losses = objective.losses(rows, start, delta_h)
+    for value in start.above.kept():
+        note(value)
     total: dict[torch.device, int] = {}
     for (device, _), size in kept.items():
         total[device] = total.get(device, 0) + size

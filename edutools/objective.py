@@ -1,6 +1,7 @@
 """The loss of the value search: does the model say the target when δ is added?
 
-Axes: n facts · rows contexts and one essence prompt · tokens · answer target tokens.
+Axes: n facts · rows contexts and one essence prompt · tokens · window those of them
+that δ can reach · answer target tokens.
 """
 
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from transformers import PreTrainedModel
 from edutools.arch import n_layers
 from edutools.hooks import capture, patch
 from edutools.keyvalue import ValueSearch, site_name
-from edutools.resume import Above, record
 from edutools.rows import SearchRows
 from edutools.scoring import final_logits, run
+from edutools.suffix import Tail, record_tail
 
 __all__ = ["PARTS", "Objective", "Start"]
 
@@ -31,7 +32,7 @@ class Start:
         radius: how long δ may become.
         essence: log-probabilities of the essence prompt's next word.
         above: the blocks from the layer on, with the states that reach them: δ changes
-            nothing below.
+            nothing below, and nothing that stands before the subject's last token.
         recorded: which of these states belongs to each row.
 
     Book: sec-rome-value
@@ -40,7 +41,7 @@ class Start:
     initial: Float[Tensor, "n d_out"]
     radius: Float[Tensor, " n"]
     essence: Float[Tensor, "n vocab"]
-    above: Above
+    above: Tail
     recorded: Int[Tensor, "n rows"]
 
     def pick(self, keep: Int[Tensor, " kept"]) -> "Start":
@@ -60,7 +61,8 @@ class Objective:
 
     Args:
         model: is run, never changed.
-        layer: where δ is added; only the blocks from here on are run in each step.
+        layer: where δ is added; only the blocks from here on are run in each step, for
+            the tokens from the subject's last one on (see `edutools.suffix.Tail`).
         site: name of the module to whose output δ is added.
         block: name of the block around it.
         last: name of the last block, whose output the head reads.
@@ -93,8 +95,9 @@ class Objective:
         """Measure the state, its norm and the essence before the search."""
         n, per_fact, _ = rows.ids.shape
         names = {self.site, self.block, self.last}
+        place = {"changed": rows.subject.flatten(), "mask": rows.mask.flatten(0, 1)}
         with (
-            record(self.model, self.layer) as above,
+            record_tail(self.model, self.layer, **place) as above,
             capture(self.model, names, stop=True) as seen,
         ):
             run(seen, self.model, rows.ids.flatten(0, 1), rows.mask.flatten(0, 1))
@@ -148,13 +151,15 @@ class Objective:
     ]:
         """Log-probabilities of the target's tokens, whether each is the first choice,
         and log-probabilities of any essence word."""
-        after = self._last(rows, start, delta_h)  # (n, rows, tokens, d_out)
+        after = self._last(rows, start, delta_h)  # (n, rows, window, d_out)
         n, per_fact = after.shape[:2]
         each = torch.arange(n, device=after.device)
         context = torch.arange(per_fact - 1, device=after.device)[None, :, None]
-        places = rows.positions.to(after.device)
+        starts = start.above.starts[start.recorded]  # (n, rows)
+        places = (rows.positions - starts[:, :-1, None]).clamp(min=0).to(after.device)
         asked = after[each[:, None, None], context, places]  # (n, contexts, answer, d)
-        same = after[each, per_fact - 1, rows.essence.to(after.device)]  # (n, d_out)
+        at_end = (rows.essence - starts[:, -1]).to(after.device)  # (n,)
+        same = after[each, per_fact - 1, at_end]  # (n, d_out)
         flat = torch.cat([asked.flatten(0, 2), same])
         logp = final_logits(self.model, flat).float().log_softmax(-1)
         words = logp[:-n].unflatten(0, asked.shape[:3])  # (n, contexts, answer, vocab)
@@ -165,18 +170,18 @@ class Objective:
 
     def _last(
         self, rows: SearchRows, start: Start, delta_h: Float[Tensor, "n d_out"]
-    ) -> Float[Tensor, "n rows tokens d_out"]:
+    ) -> Float[Tensor, "n rows window d_out"]:
         """States after the last block when δ is added at the site."""
         n, per_fact, _ = rows.ids.shape
         shift = delta_h.repeat_interleave(per_fact, 0)  # (n·rows, d_out)
-        where, recorded = rows.subject.flatten(), start.recorded.flatten()
+        recorded = start.recorded.flatten()
+        where = rows.subject.flatten() - start.above.starts[recorded]
 
-        def add(h: Tensor) -> Tensor:  # (n·rows, tokens, d_out)
+        def add(h: Tensor) -> Tensor:  # (n·rows, window, d_out)
             at = (torch.arange(len(h), device=h.device), where.to(h.device))
             return h.index_put(at, (h[at].float() + shift.to(h.device)).to(h.dtype))
 
-        below = start.above.states[self.layer]  # (all rows, tokens, d_out)
-        below = below[recorded.to(below.device)]  # (n·rows, tokens, d_out)
+        below = start.above.begin(recorded)  # (n·rows, window, d_out)
         with patch(self.model, {self.site: add}):
             after = start.above.run(below, self.layer, rows=recorded)
         return after.unflatten(0, (n, per_fact))

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from edutools.arch import architecture_of, check_layer, n_layers, submodule
 from edutools.hooks import first_input, first_output
 
-__all__ = ["Above", "record"]
+__all__ = ["Above", "Taken", "record", "recording"]
 
 Hidden = Float[Tensor, "batch tokens d_model"]
 Call = tuple[dict[int | str, Any], int | str]  # what was given, where the state stood
@@ -34,6 +34,8 @@ class Above:
         layer: the lowest of them.
         states: by layer, the hidden state that a block received: of the lowest block,
             or of every one (see `record`), each where its block is.
+        blocks: all blocks of the model.
+        calls: by layer, what else the block was called with, and where the state stood.
 
     Book: sec-hooks
     """
@@ -44,8 +46,8 @@ class Above:
         self.states: dict[int, Float[Tensor, "rows tokens d_model"]] = {}
         self._every = every
         self._names = [place.block(depth) for depth in range(n_layers(model))]
-        self._blocks = [submodule(model, name) for name in self._names]
-        self._calls: dict[int, Call] = {}
+        self.blocks = [submodule(model, name) for name in self._names]
+        self.calls: dict[int, Call] = {}
         self._rows = 0
         self._left: Tensor | None = None  # what the block below has returned
 
@@ -70,39 +72,42 @@ class Above:
             ValueError: if the layer lies below the recorded ones.
             RuntimeError: if no pass has reached the last block yet.
         """
-        depths = range(layer, len(self._blocks))
+        depths = range(layer, len(self.blocks))
         if layer < self.layer:
             raise ValueError(
                 f"Layer {layer} lies below layer {self.layer}, where the recording "
                 f"begins. Record from layer {layer} on."
             )
-        if not all(depth in self._calls for depth in depths):
+        if not all(depth in self.calls for depth in depths):
             raise RuntimeError(
                 "No forward pass has reached the last block yet. Run the model inside "
                 "`with record(...)`, to the end, before a part of it."
             )
-        taken = _Taken(rows, self._rows)
+        taken = self._taken(rows)
         for depth in depths:
-            block, (given, first) = self._blocks[depth], self._calls[depth]
+            block, (given, first) = self.blocks[depth], self.calls[depth]
             device = next(block.parameters()).device
-            now = {key: taken.at(device, value) for key, value in given.items()}
+            now = taken.call(depth, given, device)
             now[first] = _moved(hidden, device)
             args = [now.pop(key) for key in given if isinstance(key, int)]
             named = {str(key): value for key, value in now.items()}
             hidden = first_output(self._names[depth], block(*args, **named))
         return hidden
 
-    def _enter(self, depth: int) -> Callable[..., None]:
+    def _taken(self, rows: Int[Tensor, " batch"] | None) -> "Taken":
+        return Taken(rows, self._rows)
+
+    def _enter(self, depth: int) -> Callable[..., Any]:
         def hook(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given, first = first_input(self._names[depth], args, kwargs)
             if depth == self.layer:
-                self.states, self._calls = {}, {}
+                self.states, self.calls = {}, {}
                 self._rows = len(given[first])
             else:
                 self._check_next(depth, given[first])
             if self._every or depth == self.layer:
                 self.states[depth] = given[first]
-            self._calls[depth] = given | {first: None}, first
+            self.calls[depth] = given | {first: None}, first
 
         return hook
 
@@ -151,24 +156,47 @@ def record(
     Book: sec-hooks
     """
     above = Above(model, layer, every=every)
+    with recording(above):
+        yield above
+
+
+@contextmanager
+def recording(above: Above) -> Iterator[None]:
+    """Let forward passes fill a record of how they call the blocks; see `record`.
+
+    Book: sec-hooks
+    """
     with ExitStack() as hooks:
-        for depth in range(layer, len(above._blocks)):
-            block = above._blocks[depth]
+        for depth in range(above.layer, len(above.blocks)):
+            block = above.blocks[depth]
             enter = block.register_forward_pre_hook(
                 above._enter(depth), prepend=True, with_kwargs=True
             )
             hooks.callback(enter.remove)
             leave = block.register_forward_hook(above._leave(depth))
             hooks.callback(leave.remove)
-        yield above
+        yield
 
 
-class _Taken:
-    """Rows of what blocks were called with, taken once for all blocks that share it."""
+class Taken:
+    """Rows of what blocks were called with, taken once for all blocks that share it.
+
+    Args:
+        rows: which rows of the recorded pass; None: all, as they are.
+        recorded: how many rows that pass had.
+
+    Book: sec-hooks
+    """
 
     def __init__(self, rows: Int[Tensor, " batch"] | None, recorded: int):
         self._rows, self._recorded = rows, recorded
         self._done: dict[tuple[int, torch.device], Tensor] = {}
+
+    def call(
+        self, depth: int, given: dict[int | str, Any], device: torch.device
+    ) -> dict[int | str, Any]:
+        """What the block of that depth is called with for these rows, on a device."""
+        return {key: self.at(device, value) for key, value in given.items()}
 
     def at(self, device: torch.device, value: Any) -> Any:
         """The value for the rows, on a device."""

@@ -249,7 +249,8 @@ def test_free_memory_decides_how_many_facts_go_together(taught, monkeypatch):
     model, tokenizer = taught
     rows = SearchRows.of(tokenizer, FACTS[:1], GIVEN.given, essence="end")
     objective = Objective.at(model, 1, SEARCH)
-    assert capacity.facts_per_pass(objective, rows) == 2048 // rows.ids.numel()
+    window = int((rows.mask.sum(2) - rows.subject).max())  # what δ can reach
+    assert capacity.facts_per_pass(objective, rows) == 2048 // (4 * window)
     monkeypatch.setattr(capacity, "TOKENS", 3)
     assert capacity.facts_per_pass(objective, rows) == 1
     size, gpu = 1000, torch.device("cuda", 0)

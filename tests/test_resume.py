@@ -138,7 +138,7 @@ def test_only_one_state_is_kept_and_no_other_layer_s(tiny):
     above, _ = recorded(model, encode(tokenizer, TEXTS), 0)
     states = [
         value
-        for given, _ in above._calls.values()
+        for given, _ in above.calls.values()
         for value in given.values()
         if isinstance(value, torch.Tensor) and value.shape == above.states[0].shape
     ]
