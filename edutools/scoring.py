@@ -120,9 +120,7 @@ def run(
     """
     readable(model, ids)
     place = input_device(model)
-    seen.run(
-        input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False
-    )
+    seen.run(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False)
 
 
 def score(
