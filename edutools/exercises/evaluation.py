@@ -87,7 +87,7 @@ def _wilson_mistakes(successes: int, n: int) -> dict[str, Float[Tensor, " 2"]]:
         "this is the interval of Wald, cut off at 0 and 1.": _pair(
             (max(0.0, p - wald), min(1.0, p + wald))
         ),
-        "the ends are swapped; return (low, high).": _pair(low_high[::-1]),
+        "the ends are swapped; return (low, high).": _pair((low_high[1], low_high[0])),
         "this is a 90 % interval; z is 1.96 for 95 %.": _pair(
             wilson(successes, n, z=1.644854)
         ),
