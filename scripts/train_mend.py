@@ -5,6 +5,7 @@ interrupted goes on from its last checkpoint when the command is given again.
 """
 
 import argparse
+import copy
 import random
 import shutil
 import time
@@ -27,14 +28,25 @@ HELD_OUT = 100  # subjects that tell when to stop
 ROUNDS = 10  # how often each fact is in the training, on average
 
 
-def read_recipe(name: str) -> tuple[MEND, list[Training]]:
-    """A pocket model's MEND before training, and the settings of each stage of it."""
+def read_recipe(name: str) -> tuple[MEND, list[Training], float]:
+    """A pocket model's MEND before training, the settings of each stage, the strength.
+
+    By the strength the learned rates are multiplied in the end.
+    """
     rows = tomllib.loads((HERE / "mend.toml").read_text(encoding="utf-8"))
     first = rows["common"] | rows.get(name, {})
-    later = first.pop("then", None)
+    later, strength = first.pop("then", None), first.pop("strength")
     stages = [first] if later is None else [first, first | later]
     mend = read(MEND, preset_row("MEND", f"pocket-{name}"))
-    return mend, [read(Training, stage) for stage in stages]
+    return mend, [read(Training, stage) for stage in stages], strength
+
+
+def strengthened(mend: MEND, strength: float) -> MEND:
+    """The same with its rates α multiplied."""
+    editors = copy.deepcopy(mend.editors)
+    assert editors is not None  # it is trained
+    editors.alpha.data *= strength
+    return replace(mend, editors=editors)
 
 
 def without(world: World, subjects: set[str]) -> World:
@@ -107,7 +119,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="fewer steps, to try it out")
     args = parser.parse_args()
     transformers.logging.disable_progress_bar()
-    mend, stages = read_recipe(args.name)
+    mend, stages, strength = read_recipe(args.name)
     if args.steps is not None:
         stages = [replace(stage, steps=args.steps) for stage in stages]
     out = args.out or edu.pocket(args.name) / "mend"
@@ -124,7 +136,7 @@ def main() -> None:
             training=training,
             checkpoint=kept / str(i),
         )
-    mend = replace(mend, seed=0)
+    mend = replace(strengthened(mend, strength), seed=0)
     mend.save_pretrained(out)
     shutil.rmtree(kept)
     print(f"{out}: {(time.perf_counter() - begun) / 60:.1f} minutes")
