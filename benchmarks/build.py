@@ -21,7 +21,9 @@ KEPT = 1  # repeats are allowed to be so few: a build takes minutes
 
 def surrounding(clone: Path, caches: Path, venv: Path) -> dict[str, str]:
     """The variables for a build that finds the clone's package and no cache."""
-    return dict(os.environ) | {
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of a make that runs this
+    kept = {name: value for name, value in os.environ.items() if name not in outer}
+    return kept | {
         "VENV": str(venv),
         "PYTHONPATH": str(clone),  # before the package that the environment knows
         "XDG_CACHE_HOME": str(caches),

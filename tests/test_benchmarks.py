@@ -266,9 +266,13 @@ def test_build_installs_nothing(tmp_path, monkeypatch, capsys):
         build.main(["--goal", "setup-not-there", *where(tmp_path / "kept")])
 
 
-def test_the_real_book_is_made_without_setting_up():
+def test_the_real_book_is_made_without_setting_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAKELEVEL", "1")  # as in `make test`
+    environment = build.surrounding(tmp_path, tmp_path, tmp_path)
     command = ["make", "-n", "-o", "setup", "book", "VENV=there"]
-    done = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=harness.ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "there/bin/python -m scripts.build_book --from fresh"
 
 
