@@ -7,6 +7,7 @@ with sliders are those of the page. What is for readers only stays out (solution
 folded code, `:::{div} slide-skip`); `:::{div} notes` becomes the speaker's notes.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from copy import copy
@@ -179,6 +180,21 @@ def deck(page: BeautifulSoup, static: str) -> str:
     )
 
 
+def reaching(made: str, page: str) -> str:
+    """The deck with links to places that are not on its slides led to the page.
+
+    >>> reaching('<p id="here"><a href="#here"></a><a href="#there"></a></p>', "a.html")
+    '<p id="here"><a href="#here"></a><a href="a.html#there"></a></p>'
+    """
+    there = set(re.findall(r'id="([^"]+)"', made))
+
+    def led(link: re.Match[str]) -> str:
+        place = link.group(1)
+        return link.group() if place in there else f'href="{page}#{place}"'
+
+    return re.sub(r'href="#([^"]+)"', led, made)
+
+
 def make(pages: Path) -> list[Path]:
     """Write a deck beside the page of every chapter; return the decks."""
     decks = []
@@ -189,9 +205,8 @@ def make(pages: Path) -> list[Path]:
         up = "../" * (len(page.relative_to(pages).parts) - 1)
         text = page.read_text(encoding="utf-8")
         target = page.with_suffix(".slides.html")
-        target.write_text(
-            deck(BeautifulSoup(text, "html.parser"), f"{up}_static"), encoding="utf-8"
-        )
+        made = deck(BeautifulSoup(text, "html.parser"), f"{up}_static")
+        target.write_text(reaching(made, page.name), encoding="utf-8")
         decks.append(target)
     return decks
 

@@ -82,3 +82,10 @@ def test_a_page_without_sections_is_refused():
 def test_without_a_built_book_the_command_says_what_to_do(tmp_path, capsys):
     assert make_slides.main([str(tmp_path)]) == 1
     assert "Run `make book` first" in capsys.readouterr().out
+
+
+def test_links_to_places_that_are_not_on_the_slides_lead_to_the_page():
+    made = '<p id="here"><a href="#here">a</a> <a href="#there">b</a></p>'
+    assert make_slides.reaching(made, "page.html") == (
+        '<p id="here"><a href="#here">a</a> <a href="page.html#there">b</a></p>'
+    )
