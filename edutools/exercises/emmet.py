@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edutools.checks import number
-from edutools.exercises.feedback import Feedback, compare, diagnose
-from edutools.exercises.memit import batch_inputs, update_of
+from edutools.exercises.feedback import Feedback, compare, diagnose, update_of
+from edutools.exercises.memit import batch_inputs
 from edutools.solve import emmet_update
 
 __all__ = ["check_emmet_update", "check_multipliers"]

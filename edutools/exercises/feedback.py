@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["Feedback", "call", "close", "compare", "diagnose"]
+from edutools.solve import LowRank
+
+__all__ = ["Feedback", "call", "close", "compare", "diagnose", "update_of"]
 
 
 @dataclass(frozen=True)
@@ -126,3 +128,15 @@ def compare(
         kind = type(got).__name__
         return Feedback(False, f"it returns a {kind}; return a tensor.")
     return diagnose(got, right, mistakes)
+
+
+def update_of(function: Callable, arguments: tuple) -> Tensor | Feedback:
+    """The reader's Δ as a matrix, or a Feedback that says why there is none.
+
+    Book: sec-exercises
+    """
+    got = call(function, arguments)
+    got = got.dense() if isinstance(got, LowRank) else got
+    if isinstance(got, Feedback | Tensor):
+        return got
+    return Feedback(False, f"it returns a {type(got).__name__}; return a tensor.")

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edutools.checks import number
-from edutools.exercises.feedback import Feedback, call, compare, diagnose
-from edutools.solve import LowRank, memit_update
+from edutools.exercises.feedback import Feedback, compare, diagnose, update_of
+from edutools.solve import memit_update
 
 Batch = tuple[
     Float[Tensor, "d_out d_in"],
@@ -19,7 +19,7 @@ Batch = tuple[
     Float[Tensor, "d_in d_in"],
 ]
 
-__all__ = ["batch_inputs", "check_lam_for_share", "check_memit_update", "update_of"]
+__all__ = ["batch_inputs", "check_lam_for_share", "check_memit_update"]
 
 
 def batch_inputs(d_out: int, d_in: int, n: int, generator: torch.Generator) -> Batch:
@@ -33,18 +33,6 @@ def batch_inputs(d_out: int, d_in: int, n: int, generator: torch.Generator) -> B
 
     old = normal(d_in, 4 * d_in)
     return normal(d_out, d_in), normal(d_in, n), normal(d_out, n), old @ old.T / d_in
-
-
-def update_of(function: Callable, arguments: tuple) -> Tensor | Feedback:
-    """The reader's Δ as a matrix, or a Feedback that says why there is none.
-
-    Book: sec-exercises
-    """
-    got = call(function, arguments)
-    got = got.dense() if isinstance(got, LowRank) else got
-    if isinstance(got, Feedback | Tensor):
-        return got
-    return Feedback(False, f"it returns a {type(got).__name__}; return a tensor.")
 
 
 def _memit_mistakes(
