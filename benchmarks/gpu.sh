@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in two parts of less than ten minutes each:
+# Everything that needs a GPU, in three parts of less than ten minutes each:
 #   bash benchmarks/gpu.sh 1     GPT-J-6B, and how near the work comes to the machine
-#   bash benchmarks/gpu.sh 2     Llama-2-7B, and the comparisons with other ways
-# Without a number both parts are done. Results go to $OUT, or to benchmarks/results.
+#   bash benchmarks/gpu.sh 2     Llama-2-7B, and closed forms against dense systems
+#   bash benchmarks/gpu.sh 3     searches, traces and moments against other ways
+# Without a number all parts are done. Results go to $OUT, or to benchmarks/results.
 # Needs a Python with torch and transformers; edutools need not be installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -32,17 +33,19 @@ measure() { # measure SECONDS MODULE [OPTIONS]: at most so long, then the next
     { echo "!! $module $* ended with $?"; failed=1; }
 }
 
-part=${1:-both}
-if [ "$part" != 2 ]; then
+part=${1:-all}
+if [ "$part" = 1 ] || [ "$part" = all ]; then
   measure 420 full_size --model gptj-6b --deadline 390
   measure 150 limit --model gptj-6b
 fi
-if [ "$part" != 1 ]; then
-  measure 360 full_size --model llama2-7b --deadline 330
-  measure 60 solve
-  for module in search trace moments; do
-    measure 50 "$module"
-  done
+if [ "$part" = 2 ] || [ "$part" = all ]; then
+  measure 420 full_size --model llama2-7b --deadline 390
+  measure 150 solve
+fi
+if [ "$part" = 3 ] || [ "$part" = all ]; then
+  measure 60 trace
+  measure 60 moments
+  measure 450 search # keeps each number of facts as it comes
 fi
 echo "== done at $SECONDS s; results in $FOLDER"
 exit $failed
