@@ -5,6 +5,10 @@ reference, and, where the two differ, looks for a known mistake that gives the s
 numbers. It never shows the reference.
 """
 
+from edutools.exercises.corners import (
+    check_alphaedit_update,
+    check_encore_update,
+)
 from edutools.exercises.distribution import check_fractions, check_leftover
 from edutools.exercises.emmet import check_emmet_update, check_multipliers
 from edutools.exercises.evaluation import (
@@ -23,6 +27,7 @@ from edutools.exercises.problem import (
     check_radius,
 )
 from edutools.exercises.rome import check_rome_update
+from edutools.exercises.sharing import check_adapter_change, check_moment_bytes
 from edutools.exercises.tracing import (
     check_corruption,
     check_effect,
@@ -34,18 +39,24 @@ from edutools.exercises.transformer import (
     check_last_token,
 )
 from edutools.exercises.values import check_kl, check_mixed_cost
+from edutools.exercises.world import check_bits, check_guess
 
 __all__ = [
     "Feedback",
+    "check_adapter_change",
+    "check_alphaedit_update",
+    "check_bits",
     "check_block",
     "check_corruption",
     "check_effect",
     "check_emmet_update",
+    "check_encore_update",
     "check_family",
     "check_feasible",
     "check_fractions",
     "check_gated_key",
     "check_gradient_shift",
+    "check_guess",
     "check_kl",
     "check_lam_for_share",
     "check_last_token",
@@ -56,6 +67,7 @@ __all__ = [
     "check_mean_effect",
     "check_memit_update",
     "check_mixed_cost",
+    "check_moment_bytes",
     "check_multipliers",
     "check_paired_error",
     "check_radius",
