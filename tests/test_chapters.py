@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+import edutools as edu
 from scripts import run_notebooks
 
 FRAME = {
@@ -22,7 +23,7 @@ FRAME = {
     "a labelled equation": r"^:label: eq-",
 }
 RECALL, EXERCISES, CHOICES = 3, 4, 2
-NO_CHAPTERS = {"pocket-models.ipynb"}
+NO_CHAPTERS = {"how-to-use.ipynb"}
 
 
 def text(notebook: nbformat.NotebookNode) -> str:
@@ -100,3 +101,29 @@ def test_what_is_taken_away_is_missed(old, new, complaint):
     for cell in notebook.cells:
         cell.source = cell.source.replace(old, new)
     assert any(complaint in found for found in missing(notebook))
+
+
+def sections() -> set[str]:
+    """The labels of all sections of the book."""
+    book = run_notebooks.BOOK
+    pages = [text(run_notebooks.read(path)) for path in book.rglob("*.ipynb")]
+    pages += [path.read_text(encoding="utf-8") for path in book.rglob("*.md")]
+    return set(re.findall(r"^\((sec-[a-z0-9-]+)\)=$", "\n".join(pages), re.MULTILINE))
+
+
+def test_each_docstring_names_a_section_that_exists():
+    source = Path(edu.__file__).parent
+    named = {
+        (label, path.name)
+        for path in source.rglob("*.py")
+        for label in re.findall(r"Book: (sec-[a-z0-9-]+)", path.read_text("utf-8"))
+    }
+    assert len(named) > 50
+    there = sections()
+    assert sorted(pair for pair in named if pair[0] not in there) == []
+
+
+@pytest.mark.parametrize("name", edu.__all__)
+def test_each_public_name_occurs_in_a_chapter(name):
+    cells = (c for path in chapters() for c in run_notebooks.read(path).cells)
+    assert any(re.search(rf"\b{name}\b", cell.source) for cell in cells)
