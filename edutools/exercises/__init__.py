@@ -20,6 +20,7 @@ from edutools.exercises.feedback import Feedback
 from edutools.exercises.measuring import check_score
 from edutools.exercises.memit import check_lam_for_share, check_memit_update
 from edutools.exercises.memory import check_least_squares, check_second_moment
+from edutools.exercises.mend import check_editor_block, check_gradient
 from edutools.exercises.objective import check_family, check_feasible
 from edutools.exercises.problem import (
     check_gradient_shift,
@@ -48,6 +49,7 @@ __all__ = [
     "check_bits",
     "check_block",
     "check_corruption",
+    "check_editor_block",
     "check_effect",
     "check_emmet_update",
     "check_encore_update",
@@ -55,6 +57,7 @@ __all__ = [
     "check_feasible",
     "check_fractions",
     "check_gated_key",
+    "check_gradient",
     "check_gradient_shift",
     "check_guess",
     "check_kl",
