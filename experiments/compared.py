@@ -1,9 +1,13 @@
-"""The methods that the studies compare, and how facts are written one after another."""
+"""The methods that the studies compare, how facts are written one after another, and
+how the numbers of several draws are compared."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean, stdev
 
 import torch
+from torch import Tensor
 
 import edutools as edu
 from edutools.batch import BatchMethod
@@ -11,6 +15,7 @@ from edutools.method import Method, Moments
 from experiments.study import Bank, Setup
 
 BATCHED = (edu.MEMIT, edu.EMMET, edu.AlphaEdit)
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def one_layer(method: BatchMethod) -> BatchMethod:
@@ -88,3 +93,35 @@ def norm(change: edu.Edit) -> float:
     """The Frobenius norm of all changes of an edit."""
     sizes = [delta.dense().double().norm() for delta in change.deltas.values()]
     return float(torch.stack(sizes).norm())
+
+
+def ranks(values: Sequence[float]) -> Tensor:
+    """From 1 for the smallest; equal values share the mean of their ranks."""
+    x = torch.tensor(values, dtype=torch.float64)
+    below, same = x[None] < x[:, None], x[None] == x[:, None]
+    return below.sum(1) + (same.sum(1) + 1) / 2
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """The rank correlation of two lists; nan if one of them is constant."""
+    x, y = (r - r.mean() for r in (ranks(a), ranks(b)))
+    return float((x @ y) / (x.norm() * y.norm()))
+
+
+def kendall(a: Sequence[float], b: Sequence[float]) -> float:
+    """How alike two lists order their places: tau-b, which sets ties aside.
+
+    nan if one of them is constant.
+    """
+    x, y = (torch.sign(r[:, None] - r[None]) for r in (ranks(a), ranks(b)))
+    return float((x * y).sum() / (x.norm() * y.norm()))
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """The mean, half of its 95 % interval by Student's t, and how many are not nan."""
+    known = [value for value in values if not math.isnan(value)]
+    n = len(known)
+    if n < 2:
+        return {"mean": fmean(known or [math.nan]), "half": math.nan, "n": n}
+    t = STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96 + 2.372 / (n - 1) + 3 / n**2
+    return {"mean": fmean(known), "half": t * stdev(known) / math.sqrt(n), "n": n}
