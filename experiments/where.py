@@ -21,7 +21,7 @@ from edutools.tracing import embedding_std
 from experiments.compared import interval, spearman
 from experiments.study import Setup, Unit, arguments, study
 
-FACTS, TEXTS = 12, 600  # per draw; behind the second moments of the layers
+FACTS, SAMPLES, TEXTS = 10, 5, 600  # per draw; of the noise; behind second moments
 EFFECTS = ("mlp", "hidden")
 OUTCOMES = (*RATES, "score", "probability")
 
@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "before": probability(setup, [case])[0],
         }
         for kind in EFFECTS:
-            options = {"kind": kind, "sigma": sigma, "seed": unit["seed"]}
-            trace = edu.causal_trace(model, tokenizer, case.fact, **options)
+            options = {"sigma": sigma, "samples": SAMPLES, "seed": unit["seed"]}
+            trace = edu.causal_trace(model, tokenizer, case.fact, kind=kind, **options)
             effect = trace.effect[trace.subject[1] - 1]  # (layers,)
             told[kind] = [round(x, 6) for x in effect.tolist()]
         told["total_effect"] = trace.total_effect
