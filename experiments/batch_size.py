@@ -10,28 +10,37 @@ from collections.abc import Sequence
 import edutools as edu
 from edutools.method import Method
 from experiments.compared import closed_forms, in_turn, layers_of, norm, write
-from experiments.study import Bank, Setup, Unit, arguments, scores, study, writing
+from experiments.study import (
+    Bank,
+    Setup,
+    Unit,
+    arguments,
+    command,
+    scores,
+    study,
+    writing,
+)
 
 SIZES = (1, 4, 16, 64, 256, 1024)
 
 
 def methods(setup: Setup) -> dict[str, Method]:
     """The methods that are compared, with every choice written down."""
+    found: dict[str, Method] = {**closed_forms(setup)}
+    if setup.has("FT-L"):
+        found["FT-L"] = edu.FineTune.preset(setup.name, kind="FT-L")
+    if setup.has("MEND"):
+        found["MEND"] = edu.MEND.from_pretrained(setup.mend)
     rome = edu.ROME.preset(setup.name)
-    return {
-        **closed_forms(setup),
-        "FT-L": edu.FineTune.preset(setup.name, kind="FT-L"),
-        "MEND": edu.MEND.from_pretrained(setup.name),
-        "ROME": rome.resolved(setup.model, setup.tokenizer),
-    }
+    return found | {"ROME": rome.resolved(setup.model, setup.tokenizer)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__ or "").parse_args(argv)
-    setup = Setup.of(given.model, given.data)
+    setup = Setup.given(given)
     compared, bank = methods(setup), Bank()
     moments = setup.moments(layers_of(compared))
-    most = min(given.limit or SIZES[-1], len(setup.cases))
+    most = min(given.limit or SIZES[-1], setup.most)
     units = [
         {"method": name, "n": n, "seed": seed}
         for seed in range(given.seeds)
@@ -58,4 +67,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.compared import closed_forms, norm, write
-from experiments.study import Bank, Setup, Unit, arguments, scores, study
+from experiments.study import Bank, Setup, Unit, arguments, command, scores, study
 
 SIZES = (1, 16, 64, 256)
 KINDS = ("one", "even", "sqrt", "ends")
@@ -17,12 +17,12 @@ KINDS = ("one", "even", "sqrt", "ends")
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__ or "").parse_args(argv)
-    setup = Setup.of(given.model, given.data)
+    setup = Setup.given(given)
     forms, bank = closed_forms(setup), Bank()
     last = {name: form.layers[-1] for name, form in forms.items()}
     several = {name: tuple(range(max(0, at - 2), at + 1)) for name, at in last.items()}
     moments = setup.moments({at for layers in several.values() for at in layers})
-    most = min(given.limit or SIZES[-1], len(setup.cases))
+    most = min(given.limit or SIZES[-1], setup.most)
     units = [
         {"method": name, "distribution": kind, "n": n, "seed": seed}
         for seed in range(given.seeds)
@@ -50,4 +50,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

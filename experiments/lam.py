@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import edutools as edu
 from experiments.compared import closed_forms, layers_of, norm, write
-from experiments.study import Bank, Setup, Unit, arguments, scores, study
+from experiments.study import Bank, Setup, Unit, arguments, command, scores, study
 
 LAMS = tuple(10.0**power for power in range(-6, 7))
 WEIGHT = 20_000.0  # of EMMET, so that its ridge is λ/20,000
@@ -18,11 +18,11 @@ BATCH = 32
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__ or "").parse_args(argv)
-    setup = Setup.of(given.model, given.data)
+    setup = Setup.given(given)
     forms, bank = closed_forms(setup), Bank()
     moments = setup.moments(layers_of(forms))
     search, layers = forms["MEMIT"].search, forms["MEMIT"].layers
-    n = min(given.limit or BATCH, BATCH)
+    n = min(given.limit or BATCH, BATCH, setup.most)
     units = [
         {"method": name, "lam": lam, "n": n, "seed": seed}
         for seed in range(given.seeds)
@@ -49,4 +49,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -12,10 +12,11 @@ from dataclasses import replace
 import edutools as edu
 from edutools.method import Method
 from experiments.compared import closed_forms, in_turn, layers_of, norm, one_layer
-from experiments.study import Setup, Unit, arguments, scores, study
+from experiments.study import Setup, Unit, arguments, command, report, scores, study
 
 POINTS = (1, 4, 16, 32, 64, 100, 200, 300, 500, 700, 1000)
 SHOWN = 32  # of the last and of the first edits
+FIRST = ("efficacy", "efficacy_top1")  # what is told of the first ones
 BATCHES = (1, 16, 100)
 
 
@@ -25,8 +26,9 @@ def methods(setup: Setup) -> dict[str, Method]:
     found: dict[str, Method] = {
         "ROME, two keys": replace(rome, key="mixed"),
         "ROME": rome,
-        "ENCORE": one_layer(edu.ENCORE.preset(setup.name)),
     }
+    if setup.has("ENCORE"):
+        found["ENCORE"] = one_layer(edu.ENCORE.preset(setup.name))
     return {
         **{n: m.resolved(setup.model, setup.tokenizer) for n, m in found.items()},
         **closed_forms(setup),
@@ -35,10 +37,10 @@ def methods(setup: Setup) -> dict[str, Method]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__ or "").parse_args(argv)
-    setup = Setup.of(given.model, given.data)
+    setup = Setup.given(given)
     compared = methods(setup)
     moments = setup.moments(layers_of(compared))
-    most = min(given.limit or POINTS[-1], len(setup.cases))
+    most = min(given.limit or POINTS[-1], setup.most)
     units = [
         {"method": name, "batch": batch, "n": most, "seed": seed}
         for seed in range(given.seeds)
@@ -63,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     def at(cases: Sequence[edu.Case], total: edu.Edit, unit: Unit) -> Unit:
         with total.applied(setup.model):
             last = scores(setup, cases[-SHOWN:], seed=unit["seed"])
-            first = edu.evaluate(setup.model, setup.tokenizer, cases[:SHOWN])
-        early = {f"first_{k}": first[k].mean for k in ("efficacy", "efficacy_top1")}
+            first = report(setup, cases[:SHOWN])
+        early = {f"first_{k}": first[k] for k in FIRST if k in first}
         return last | early | {"norm": norm(total)}
 
     study("sequential", given, setup, units, measure)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
