@@ -13,7 +13,7 @@ from edutools.report import RATES, per_case
 from edutools.scoring import score
 from experiments.study import Setup, Unit
 
-SPARE = 5  # tokens beyond those of an answer
+SPARE = 3  # tokens beyond those of an answer
 Question = tuple[int, str, str, str, str]  # case, rate, prompt, wanted, other
 Rates = Mapping[str, Mapping[str, Tensor]]  # by convention and rate, one per case
 
