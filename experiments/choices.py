@@ -18,8 +18,8 @@ from edutools.evaluate import Report
 from edutools.keyvalue import ValueSearch
 from edutools.report import RATES
 from edutools.scoring import score
-from experiments.study import Bank, Setup, Unit, arguments, study
-from experiments.where import probability
+from experiments.counted import probability
+from experiments.study import Bank, Setup, Unit, arguments, command, study
 
 FACTS, FAR = 6, 1e6  # per draw; a bound that never binds
 CHOICES = {
@@ -74,19 +74,17 @@ def known(setup: Setup, seed: int) -> Mapping[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--only", nargs="+", choices=CHOICES, default=[*CHOICES])
-    given = parser.parse_args(argv)
-    setup = Setup.of(given.model, given.data)
+    given = arguments(__doc__ or "").parse_args(argv)
+    setup = Setup.given(given)
     model, tokenizer = setup.model, setup.tokenizer
     rome = edu.ROME.preset(setup.name).resolved(model, tokenizer)
     moments, bank = setup.moments(rome.layers), Bank()
-    n = min(given.limit or FACTS, FACTS, len(setup.cases))
+    n = min(given.limit or FACTS, FACTS, setup.most)
     units = [
         {"choice": choice, "value": value, "n": n, "seed": seed}
         for seed in range(given.seeds)
-        for choice in given.only
-        for value in CHOICES[choice]
+        for choice, values in CHOICES.items()
+        for value in values
     ]
     before = cache(lambda seed: known(setup, seed))
 
@@ -122,4 +120,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

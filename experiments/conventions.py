@@ -22,7 +22,7 @@ from experiments.compared import (
     write,
 )
 from experiments.counted import Rates, measured, summed_up
-from experiments.study import Bank, Setup, Unit, arguments, study
+from experiments.study import Bank, Setup, Unit, arguments, command, study
 
 BATCH = 32  # facts
 UNEDITED = "unedited"
@@ -31,14 +31,13 @@ UNEDITED = "unedited"
 def methods(setup: Setup) -> dict[str, Method]:
     """The methods that are compared, with every choice written down."""
     rome = edu.ROME.preset(setup.name).resolved(setup.model, setup.tokenizer)
-    return {
-        **closed_forms(setup),
-        "FT-L": edu.FineTune.preset(setup.name, kind="FT-L"),
-        "MEND": edu.MEND.from_pretrained(setup.name),
-        "ROME": rome,
-        "p-ROME": replace(rome, key="prompt"),
-        "ROME, two keys": replace(rome, key="mixed"),
-    }
+    found: dict[str, Method] = {**closed_forms(setup)}
+    if setup.has("FT-L"):
+        found["FT-L"] = edu.FineTune.preset(setup.name, kind="FT-L")
+    if setup.has("MEND"):
+        found["MEND"] = edu.MEND.from_pretrained(setup.mend)
+    found |= {"ROME": rome, "p-ROME": replace(rome, key="prompt")}
+    return found | {"ROME, two keys": replace(rome, key="mixed")}
 
 
 def table(rows: Sequence[Unit], name: str = "score") -> dict[str, dict[str, Unit]]:
@@ -96,17 +95,15 @@ def alone(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--only", nargs="+", help="methods, by their names")
-    given = parser.parse_args(argv)
-    setup = Setup.of(given.model, given.data)
+    given = arguments(__doc__ or "").parse_args(argv)
+    setup = Setup.given(given)
     compared, bank = methods(setup), Bank()
     moments = setup.moments(layers_of(compared))
-    n = min(given.limit or BATCH, BATCH, len(setup.cases))
+    n = min(given.limit or BATCH, BATCH, setup.most)
     units = [
         {"method": name, "n": n, "seed": seed}
         for seed in range(given.seeds)
-        for name in given.only or [*compared, UNEDITED]
+        for name in [*compared, UNEDITED]
     ]
 
     def measure(unit: Unit) -> Unit:
@@ -123,4 +120,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

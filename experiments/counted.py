@@ -74,3 +74,10 @@ def summed_up(parts: Sequence[Rates]) -> Unit:
         }
         told[convention] = rates | {"score": harmonic_mean(*rates.values())}
     return told
+
+
+def probability(setup: Setup, cases: Sequence[edu.Case]) -> list[float]:
+    """Of each new target, all its tokens together."""
+    facts = [case.fact for case in cases]
+    prompts, targets = [f.text for f in facts], [f.target for f in facts]
+    return score(setup.model, setup.tokenizer, prompts, targets).joint.exp().tolist()

@@ -16,10 +16,10 @@ import edutools as edu
 from edutools.arch import n_layers
 from edutools.metrics import harmonic_mean
 from edutools.report import RATES
-from edutools.scoring import score
 from edutools.tracing import embedding_std
 from experiments.compared import interval, spearman
-from experiments.study import Setup, Unit, arguments, study
+from experiments.counted import probability
+from experiments.study import Setup, Unit, arguments, command, study
 
 FACTS, SAMPLES, TEXTS = 10, 5, 600  # per draw; of the noise; behind second moments
 EFFECTS = ("mlp", "hidden")
@@ -40,17 +40,10 @@ def edited(setup: Setup, case: edu.Case, edits: Sequence[edu.Edit]) -> Unit:
     return told
 
 
-def probability(setup: Setup, cases: Sequence[edu.Case]) -> list[float]:
-    """Of each new target, all its tokens together."""
-    facts = [case.fact for case in cases]
-    prompts, targets = [f.text for f in facts], [f.target for f in facts]
-    return score(setup.model, setup.tokenizer, prompts, targets).joint.exp().tolist()
-
-
-def of_layers(rows: Sequence[Unit], name: str) -> list[float]:
-    """The mean over facts of each layer that can be written."""
-    columns = zip(*[row[name][: len(row["score"])] for row in rows], strict=True)
-    return [fmean(column) for column in columns]
+def by_layer(rows: Sequence[Unit], name: str) -> list[list[float]]:
+    """For each layer that can be written, the numbers of all facts."""
+    written = len(rows[0]["score"])
+    return [[row[name][layer] for row in rows] for layer in range(written)]
 
 
 def correlations(rows: Sequence[Unit], effect: str, outcome: str) -> Unit:
@@ -60,42 +53,30 @@ def correlations(rows: Sequence[Unit], effect: str, outcome: str) -> Unit:
     Each is told as the mean over draws with its interval. A fact or layer on which one
     of the two is constant has none.
     """
-    draws = [
-        [row for row in rows if row["seed"] == seed]
-        for seed in sorted({row["seed"] for row in rows})
-    ]
-    layers = range(len(rows[0]["score"]))
     means, each, within = [], [], []
-    for part in draws:
-        means.append(spearman(of_layers(part, effect), of_layers(part, outcome)))
-        found = [spearman(row[effect][: len(layers)], row[outcome]) for row in part]
-        each.append(interval(found)["mean"])
-        within.append(
-            [
-                spearman(
-                    [row[effect][at] for row in part], [r[outcome][at] for r in part]
-                )
-                for at in layers
-            ]
-        )
+    for seed in sorted({row["seed"] for row in rows}):
+        part = [row for row in rows if row["seed"] == seed]
+        x, y = by_layer(part, effect), by_layer(part, outcome)
+        means.append(spearman([fmean(a) for a in x], [fmean(b) for b in y]))
+        facts = zip(zip(*x, strict=True), zip(*y, strict=True), strict=True)
+        each.append(interval([spearman(a, b) for a, b in facts])["mean"])
+        within.append([spearman(a, b) for a, b in zip(x, y, strict=True)])
     return {
         "layers, of means": interval(means),
         "layers, of each fact": interval(each),
-        "facts, within a layer": [
-            interval(column) for column in zip(*within, strict=True)
-        ],
+        "facts, within a layer": [interval(x) for x in zip(*within, strict=True)],
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__ or "").parse_args(argv)
-    setup = Setup.of(given.model, given.data)
+    setup = Setup.given(given)
     model, tokenizer = setup.model, setup.tokenizer
     rome = edu.ROME.preset(setup.name).resolved(model, tokenizer)
     layers = range(n_layers(model) - 1)
     moments = replace(setup, behind=setup.behind[:TEXTS]).moments(layers)
     sigma = embedding_std(model, tokenizer, [c.fact.subject for c in setup.cases])
-    n = min(given.limit or FACTS, FACTS, len(setup.cases))
+    n = min(given.limit or FACTS, FACTS, setup.most)
     units = [{"seed": seed, "fact": i} for seed in range(given.seeds) for i in range(n)]
 
     @cache
@@ -126,4 +107,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)
