@@ -11,8 +11,17 @@ def gradient(u, d, mask):
     return (d * m).flatten(0, 1).T @ u.flatten(0, 1)
 
 
-def block(h, U, V, b, s, o):  # noqa: N803
-    return h + torch.relu(s * (h @ (U @ V).T + b) + o)
+def block(h, shared, own):
+    return h + inside(h, shared, own).clamp(min=0)
+
+
+def inside(h, shared, own):
+    (U, V, b), (s, o) = shared, own
+    return s * (h @ (U @ V).T + b) + o
+
+
+def low(h, shared):
+    return inside(h, shared, (1.0, 0.0))
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -50,23 +59,17 @@ def test_wrong_gradients_are_recognised(wrong, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda h, U, V, b, s, o: block(h, U, V, b, s, o) - h, "h itself is missing"),
-        (lambda h, U, V, b, s, o: torch.relu(h @ V.T @ U.T + b), "h, scale and shift"),
-        (lambda h, U, V, b, s, o: h + torch.relu(h @ V.T @ U.T + b), "scale and shift"),
-        (lambda h, U, V, b, s, o: h + s * (h @ V.T @ U.T + b) + o, "linear"),
-        (
-            lambda h, U, V, b, s, o: torch.relu(h + s * (h @ V.T @ U.T + b) + o),
-            "h is cut off",
-        ),
-        (
-            lambda h, U, V, b, s, o: h + s * torch.relu(h @ V.T @ U.T + b) + o,
-            "the scale is outside",
-        ),
-        (lambda h, U, V, b, s, o: block(h, U, V, b + o, s, 0 * o), "the shift, too"),
-        (lambda h, U, V, b, s, o: block(h, U, V, 0 * b, s, b + o), "is not scaled"),
-        (lambda h, U, V, b, s, o: block(h, U, V, b, o, s), "changed places"),
-        (lambda h, U, V, b, s, o: block(h, V.T, U.T, b, s, o), "U and V"),
-        (lambda h, U, V, b, s, o: block(h, U, V, b, s, o)[:1], "shape"),
+        (lambda h, x, y: block(h, x, y) - h, "h itself is missing"),
+        (lambda h, x, y: low(h, x).relu(), "h, scale and shift"),
+        (lambda h, x, y: h + low(h, x).relu(), "scale and shift"),
+        (lambda h, x, y: h + inside(h, x, y), "linear"),
+        (lambda h, x, y: (h + inside(h, x, y)).relu(), "h is cut off"),
+        (lambda h, x, y: h + y[0] * low(h, x).relu() + y[1], "the scale is outside"),
+        (lambda h, x, y: block(h, (*x[:2], x[2] + y[1]), (y[0], 0)), "the shift, too"),
+        (lambda h, x, y: block(h, (*x[:2], 0), (y[0], x[2] + y[1])), "is not scaled"),
+        (lambda h, x, y: block(h, x, y[::-1]), "changed places"),
+        (lambda h, x, y: block(h, (x[1].T, x[0].T, x[2]), y), "U and V"),
+        (lambda h, x, y: block(h, x, y)[:1], "shape"),
     ],
 )
 def test_wrong_blocks_are_recognised(wrong, message):

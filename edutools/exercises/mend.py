@@ -4,7 +4,7 @@ Axes: texts · tokens · d_in, d_out sizes of the edited map · size of what a b
 transforms · rank.
 """
 
-# ruff: noqa: N803, N806 (the paper's symbols)
+# ruff: noqa: N806 (the paper's symbols)
 
 from collections.abc import Callable
 
@@ -68,11 +68,12 @@ def _gradient_mistakes(
 
 
 def check_editor_block(function: Callable, *, seed: int = 0) -> Feedback:
-    """Check a function of (h, U, V, b, s, o) that is one block of MEND's editor.
+    """Check a function of (h, shared, own) that is one block of MEND's editor.
 
     Args:
-        function: takes vectors h (tokens, size), U (size, rank), V (rank, size), a bias
-            b, a scale s and a shift o (size each); returns the transformed vectors.
+        function: takes vectors h (tokens, size), the shared (U, V, b), which are (size,
+            rank), (rank, size) and (size), and a weight's own scale and shift (s, o),
+            (size) each; returns the transformed vectors.
         seed: of the random inputs.
 
     Book: sec-exercises
@@ -84,8 +85,8 @@ def check_editor_block(function: Callable, *, seed: int = 0) -> Feedback:
         U, V = _normal(generator, size, rank), _normal(generator, rank, size)
         b, s, o = (_normal(generator, size) for _ in range(3))
         right = h + (s * (h @ V.T @ U.T + b) + o).clamp(min=0)
-        mistakes = _block_mistakes(h, U, V, b, s, o)
-        wrong = compare(function, (h, U, V, b, s, o), right, mistakes)
+        mistakes = _block_mistakes(h, (U, V, b), (s, o))
+        wrong = compare(function, (h, (U, V, b), (s, o)), right, mistakes)
         if wrong is not None:
             return wrong
     return Feedback(True, "with U, b and o at zero it would be the identity.")
@@ -93,12 +94,12 @@ def check_editor_block(function: Callable, *, seed: int = 0) -> Feedback:
 
 def _block_mistakes(
     h: Float[Tensor, "tokens size"],
-    U: Float[Tensor, "size rank"],
-    V: Float[Tensor, "rank size"],
-    b: Float[Tensor, " size"],
-    s: Float[Tensor, " size"],
-    o: Float[Tensor, " size"],
+    shared: tuple[
+        Float[Tensor, "size rank"], Float[Tensor, "rank size"], Float[Tensor, " size"]
+    ],
+    own: tuple[Float[Tensor, " size"], Float[Tensor, " size"]],
 ) -> dict[str, Float[Tensor, "..."]]:
+    (U, V, b), (s, o) = shared, own
     low = h @ V.T @ U.T
     inside = s * (low + b) + o
     return {
