@@ -27,9 +27,15 @@ def ridge(W, K, V, P, l2):
     return torch.linalg.solve(M, K @ (V - W @ K).T).T
 
 
-def encore(W, K, V, C, lam, norm, past, *, wide=0.0):
+def encore(R, K, C, past, weights, *, wide=0.0):
+    lam, norm = weights
     M = lam * C + past @ past.T + (norm + wide) * eye(K) + K @ K.T
-    return torch.linalg.solve(M, K @ (V - W @ K).T).T
+    return torch.linalg.solve(M, K @ R.T).T
+
+
+def low_rank(R, K, C, past, weights):
+    zero = torch.zeros(len(R), len(K)).to(K)
+    return encore_update(zero, K, R, C, weights[0], norm=weights[1], past=past)
 
 
 @pytest.mark.parametrize(
@@ -39,12 +45,7 @@ def encore(W, K, V, C, lam, norm, past, *, wide=0.0):
         (check_alphaedit_update, small_form),
         (check_alphaedit_update, alphaedit_update),  # a LowRank
         (check_encore_update, encore),
-        (
-            check_encore_update,
-            lambda W, K, V, C, lam, norm, past: encore_update(
-                W, K, V, C, lam, norm=norm, past=past
-            ),
-        ),
+        (check_encore_update, low_rank),
     ],
 )
 def test_a_right_answer_passes(check, right):
@@ -87,27 +88,36 @@ def test_a_wrong_alphaedit_is_recognized(wrong, message):
     assert message in feedback.message
 
 
-def without(name):
-    """ENCORE's change with one argument made void."""
+def void(part):
+    """ENCORE's change with one of its parts made void."""
 
-    def wrong(W, K, V, C, lam, norm, past):
-        given = {"lam": lam, "norm": norm, "past": past}
-        given[name] = {"lam": 1.0, "norm": 0.0, "past": 0 * past}[name]
-        return encore(W, K, V, C, given["lam"], given["norm"], given["past"])
+    def wrong(R, K, C, past, weights):
+        lam, norm = weights
+        if part == "past":
+            past = 0 * past
+        return encore(
+            R,
+            K,
+            0 * C if part == "C" else C,
+            past,
+            (1.0 if part == "lam" else lam, 0.0 if part == "norm" else norm),
+        )
 
     return wrong
 
 
-def far(W, K, V, C, lam, norm, past):
-    M = lam * C + past @ past.T + norm * eye(K)
-    return torch.linalg.solve(M, K @ (V - W @ K).T).T
+def strong(R, K, C, past, weights):
+    return encore(R, K, C, weights[0] ** 0.5 * past, weights)
 
 
-def pulled(W, K, V, C, lam, norm, past):
-    both = torch.cat([past, K], 1)
-    R = torch.cat([-W @ past, V - W @ K], 1)
-    M = lam * C + both @ both.T + norm * eye(K)
-    return torch.linalg.solve(M, both @ R.T).T
+def flat(R, K, C, past, weights):
+    M = weights[0] * C + past @ past.T + weights[1] + K @ K.T
+    return torch.linalg.solve(M, K @ R.T).T
+
+
+def far(R, K, C, past, weights):
+    M = weights[0] * C + past @ past.T + weights[1] * eye(K)
+    return torch.linalg.solve(M, K @ R.T).T
 
 
 @pytest.mark.parametrize(
@@ -115,21 +125,17 @@ def pulled(W, K, V, C, lam, norm, past):
     [
         (lambda *a: -encore(*a), "negative"),
         (lambda *a: encore(*a).T, "transposed"),
-        (lambda W, *a: W + encore(W, *a), "only the change"),
-        (lambda W, *a: encore(0 * W, *a), "not subtracted"),
-        (without("past"), "forgotten"),
-        (without("norm"), "the norm is missing"),
-        (without("lam"), "λ_p is missing"),
-        (lambda W, K, V, C, a, b, p: encore(W, K, V, C, b, a, p), "changed places"),
-        (
-            lambda W, K, V, C, a, b, p: encore(W, K, V, C, a, b, a**0.5 * p),
-            "multiplies the earlier keys",
-        ),
+        (void("past"), "forgotten"),
+        (void("norm"), "the norm is missing"),
+        (void("C"), "C is missing"),
+        (void("lam"), "λ_p is missing"),
+        (lambda R, K, C, p, w: encore(R, K, C, p, w[::-1]), "changed places"),
+        (strong, "multiplies the earlier keys"),
+        (flat, "every entry"),
         (far, "K Kᵀ is missing"),
-        (pulled, "a residual of zero"),
         (lambda *a: encore(*a, wide=1.0), "the numbers are not"),
-        (lambda W, K, *a: K, "shape"),
-        (lambda W: W, "other arguments"),
+        (lambda R, K, *a: K, "shape"),
+        (lambda R: R, "other arguments"),
     ],
 )
 def test_a_wrong_encore_is_recognized(wrong, message):

@@ -88,47 +88,47 @@ def check_alphaedit_update(function: Callable, *, seed: int = 0) -> Feedback:
 
 
 def _encore_mistakes(
-    batch: Batch, lam: float, norm: float, past: Float[Tensor, "d_in m"]
+    R: Float[Tensor, "d_out n"],
+    K: Float[Tensor, "d_in n"],
+    C: Float[Tensor, "d_in d_in"],
+    past: Float[Tensor, "d_in m"],
+    weights: tuple[float, float],
 ) -> Wrong:
-    W, K, V, C = batch
-    R, eye, KK, pp = V - W @ K, _eye(K), K @ K.T, past @ past.T
+    eye, KK, pp, (lam, norm) = _eye(K), K @ K.T, past @ past.T, weights
 
-    def written(
-        system: Float[Tensor, "d_in d_in"], residual: Float[Tensor, "d_out n"] = R
-    ) -> Float[Tensor, "d_out d_in"]:
-        return _written(residual, K, system + KK)
+    def written(system: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_out d_in"]:
+        return _written(R, K, system + KK)
 
     delta = written(lam * C + pp + norm * eye)
-    both = torch.cat([past, K], 1)
     return {
-        "this is the negative of Δ: the residual is V - WK, not WK - V.": -delta,
+        "this is the negative of Δ: the residual is what is missing.": -delta,
         "this is Δ transposed: W is (d_out, d_in), so the residuals go to the left.": (
             delta.T
         ),
-        "this is the new weight; return only the change Δ.": W + delta,
-        "what the old weight already gives is not subtracted: the residual is "
-        "V - WK.": written(lam * C + pp + norm * eye, V),
         "the earlier keys are forgotten: K_p K_pᵀ is missing.": (
             written(lam * C + norm * eye)
         ),
         "the norm is missing: λ_n I belongs to the system.": written(lam * C + pp),
+        "C is missing: as it stands old keys are not spared.": written(pp + norm * eye),
         "λ_p is missing: as it stands an old token weighs as much as a fact.": (
             written(C + pp + norm * eye)
         ),
         "λ_p and λ_n have changed places.": written(norm * C + pp + lam * eye),
         "λ_p multiplies the earlier keys, too; an earlier fact weighs as much as a "
         "new one.": written(lam * (C + pp) + norm * eye),
-        "earlier keys are treated as new ones without a residual on both sides, and "
-        "K Kᵀ is missing.": _written(R, K, lam * C + pp + norm * eye),
-        "the earlier facts are asked to stay as W gives them by a residual of -W K_p; "
-        "what they need is a residual of zero.": _written(
-            torch.cat([-W @ past, R], 1), both, lam * C + both @ both.T + norm * eye
+        "λ_n is not multiplied by I: as it stands it is added to every entry.": (
+            written(lam * C + pp + norm)
+        ),
+        "K Kᵀ is missing in the system: the new facts do not know of one another.": (
+            _written(R, K, lam * C + pp + norm * eye)
         ),
     }
 
 
 def check_encore_update(function: Callable, *, seed: int = 0) -> Feedback:
-    """Check a function of (W, K, V, C, lam, norm, past) that returns ENCORE's change.
+    """Check a function of (R, K, C, past, weights) that returns the change of ENCORE.
+
+    The weights are the pair (λ_p, λ_n).
 
     Args:
         function: returns Δ as a matrix (or as a `LowRank`) of W's shape.
@@ -139,14 +139,15 @@ def check_encore_update(function: Callable, *, seed: int = 0) -> Feedback:
     number("seed", seed, int)
     generator = torch.Generator().manual_seed(seed)
     sizes = ((4, 5, 2, 3.0, 0.5), (5, 5, 3, 0.5, 2.0), (3, 4, 6, 2.0, 1.0))
-    for d_out, d_in, n, lam, norm in sizes:
-        batch = batch_inputs(d_out, d_in, n, generator)
+    for d_out, d_in, n, *weights in sizes:
+        W, K, V, C = batch_inputs(d_out, d_in, n, generator)
         past = torch.randn(d_in, 2, generator=generator, dtype=torch.float64)
-        got = update_of(function, (*batch, lam, norm, past))
+        problem = V - W @ K, K, C, past, (weights[0], weights[1])
+        got = update_of(function, problem)
         if isinstance(got, Feedback):
             return got
-        right = encore_update(*batch, lam, norm=norm, past=past).dense()
-        wrong = diagnose(got, right, _encore_mistakes(batch, lam, norm, past))
+        right = encore_update(W, K, V, C, weights[0], norm=weights[1], past=past)
+        wrong = diagnose(got, right.dense(), _encore_mistakes(*problem))
         if wrong is not None:
             return wrong
     return Feedback(
