@@ -21,6 +21,7 @@ from edutools.exercises.measuring import check_score
 from edutools.exercises.memit import check_lam_for_share, check_memit_update
 from edutools.exercises.memory import check_least_squares, check_second_moment
 from edutools.exercises.mend import check_editor_block, check_gradient
+from edutools.exercises.neurons import check_integrated_gradients, check_shared
 from edutools.exercises.objective import check_family, check_feasible
 from edutools.exercises.problem import (
     check_gradient_shift,
@@ -60,6 +61,7 @@ __all__ = [
     "check_gradient",
     "check_gradient_shift",
     "check_guess",
+    "check_integrated_gradients",
     "check_kl",
     "check_lam_for_share",
     "check_last_token",
@@ -77,5 +79,6 @@ __all__ = [
     "check_rome_update",
     "check_score",
     "check_second_moment",
+    "check_shared",
     "check_wilson",
 ]
