@@ -46,17 +46,20 @@ def by_layer(rows: Sequence[Unit], name: str) -> list[list[float]]:
     return [[row[name][layer] for row in rows] for layer in range(written)]
 
 
-def correlations(rows: Sequence[Unit], effect: str, outcome: str) -> Unit:
+def correlations(
+    rows: Sequence[Unit], effect: str, outcome: str, *, lowest: int | None = None
+) -> Unit:
     """Spearman's correlation of an effect with an outcome, in three ways.
 
     Over layers, of the means over facts and of each fact; over facts, in each layer.
     Each is told as the mean over draws with its interval. A fact or layer on which one
-    of the two is constant has none.
+    of the two is constant has none. `lowest` takes that many layers only: above some
+    layer nothing is found and nothing can be written, which alone correlates.
     """
     means, each, within = [], [], []
     for seed in sorted({row["seed"] for row in rows}):
         part = [row for row in rows if row["seed"] == seed]
-        x, y = by_layer(part, effect), by_layer(part, outcome)
+        x, y = (by_layer(part, name)[:lowest] for name in (effect, outcome))
         means.append(spearman([fmean(a) for a in x], [fmean(b) for b in y]))
         facts = zip(zip(*x, strict=True), zip(*y, strict=True), strict=True)
         each.append(interval([spearman(a, b) for a, b in facts])["mean"])

@@ -55,6 +55,11 @@ def test_correlations_over_layers_and_over_facts_are_told_apart():
     assert found["layers, of each fact"]["mean"] == pytest.approx(1)
     within = [told["mean"] for told in found["facts, within a layer"]]
     assert within == pytest.approx([-1, -1, -1])
+    up = [row | {"score": [*row["score"][:2], -9.0]} for row in up]
+    assert where.correlations(up, "mlp", "score")["layers, of means"]["mean"] < 0
+    few = where.correlations(up, "mlp", "score", lowest=2)
+    assert few["layers, of means"]["mean"] == pytest.approx(1)
+    assert len(few["facts, within a layer"]) == 2
 
 
 @pytest.mark.parametrize("model", MODELS)
