@@ -1,10 +1,11 @@
-"""Causal tracing: cells together and from their layer on, against a pass per cell.
+"""Causal tracing: only what a cell can change, against a whole pass per cell.
 
 ``python -m benchmarks.trace`` makes the same tables in two ways, in one process: with
-`causal_trace`, which runs many cells together, each from its lowest restored layer on,
-and leaves out tokens before the subject; and with a plain loop as the released code of
-ROME works: for each token and layer a call of the whole model, head included, on one
-clean row and the noisy ones. Noise and windows are the same, and so must the tables be.
+`causal_trace`, which runs the cells of a token together, each from its lowest restored
+layer and from that token on, and leaves out tokens before the subject; and with a plain
+loop as the released code of ROME works: for each token and layer a call of the whole
+model, head included, on one clean row and the noisy ones. Noise and windows are the
+same, and so must the tables be.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ from edutools.pocket import POCKET_MODELS
 from edutools.prompts import encode, fill
 from edutools.tracing import embedding_std
 
-KINDS = {"hidden": 1, "mlp": None}  # with their windows; None: what the package takes
+# With their windows; None: what the package takes.
+KINDS = {"hidden": 1, "mlp": None, "attention": None}
 APART = 1e-5  # how far the two ways' probabilities may be apart in float32
 
 
@@ -151,7 +153,7 @@ def row(model, tokenizer, kind: str, given) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Measure states, then MLP outputs, and keep each row as it comes."""
+    """Measure states, MLP and attention outputs, and keep each row as it comes."""
     parser = arguments(__doc__.splitlines()[0])
     known = (*POCKET_MODELS, *NAMES)
     parser.add_argument("--model", choices=known, default="pocket-gptj-organism")

@@ -52,7 +52,12 @@ class Above:
         self._left: Tensor | None = None  # what the block below has returned
 
     def run(
-        self, hidden: Hidden, layer: int, *, rows: Int[Tensor, " batch"] | None = None
+        self,
+        hidden: Hidden,
+        layer: int,
+        *,
+        rows: Int[Tensor, " batch"] | None = None,
+        end: int | None = None,
     ) -> Hidden:
         """Send hidden states through the blocks from a layer on.
 
@@ -64,15 +69,16 @@ class Above:
             layer: where to start; one above the last layer gives the states back.
             rows: which row of the recorded pass each one stands for, for masks and
                 positions. None: the same rows in the same order.
+            end: one above the last layer to run. None: run to the last block.
 
         Returns:
-            States after the last block, equal to those of a whole pass.
+            States after the last of these blocks, equal to those of a whole pass.
 
         Raises:
             ValueError: if the layer lies below the recorded ones.
             RuntimeError: if no pass has reached the last block yet.
         """
-        depths = range(layer, len(self.blocks))
+        depths = range(layer, len(self.blocks) if end is None else end)
         if layer < self.layer:
             raise ValueError(
                 f"Layer {layer} lies below layer {self.layer}, where the recording "

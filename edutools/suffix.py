@@ -12,6 +12,7 @@ of them · before tokens that some window leaves out · keys before + window.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -20,14 +21,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from edutools.arch import TABLE
+from edutools.caches import Joined, Kept
 from edutools.resume import Above, Taken, recording
 
 __all__ = ["Tail", "record_tail"]
 
 CACHES = ("past_key_values", "layer_past")  # how blocks call what keeps keys and values
 ATTENTIONS = ("eager", "sdpa")  # those that take a mask of queries by keys
-Heads = Float[Tensor, "batch heads tokens d_head"]
-AllHeads = Float[Tensor, "batch heads keys d_head"]
 
 
 class Tail(Above):
@@ -55,12 +55,14 @@ class Tail(Above):
         layer: int,
         changed: Int[Tensor, " rows"],
         mask: Int[Tensor, "rows tokens"],
+        *,
+        every: bool = False,
     ):
-        super().__init__(model, layer, every=False)
+        super().__init__(model, layer, every=every)
         self._tokens = mask.shape[1]
         self.width = int((mask.sum(1) - changed).max())
         self.starts = changed.clamp(max=self._tokens - self.width)
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, Kept] = {}
         self._parameters: list[list[str]] = [
             list(inspect.signature(block.forward).parameters) for block in self.blocks
         ]
@@ -88,10 +90,29 @@ class Tail(Above):
         """Keep only what the windows need, once the pass has been recorded."""
         if not self.whole and not all(map(self._understood, self.calls)):
             self._run_whole_rows()
-        if not self.whole:
+        if not self.whole and not self._every:
             everyone = torch.arange(len(self.starts))
             cut = _Windows(self, everyone)
             self.states = {at: cut.tokens(state) for at, state in self.states.items()}
+
+    def at(self, token: int) -> "Tail":
+        """The same blocks, with windows that begin at this token in all rows.
+
+        Raises:
+            ValueError: if keys and values before it have not been kept.
+        """
+        if self.whole:
+            return self
+        most = int(self.starts.max())
+        if not 0 <= token <= most:
+            raise ValueError(
+                f"Keys and values are kept of the first {most} tokens; got token "
+                f"{token}. Record with a later one as changed."
+            )
+        other = copy(self)
+        other.starts = torch.full_like(self.starts, token)
+        other.width = self._tokens - token
+        return other
 
     def kept(self) -> Iterator[Tensor]:
         """Keys and values of the tokens before the windows, block by block."""
@@ -102,14 +123,14 @@ class Tail(Above):
         """The name of what a block was given by place or by name."""
         if isinstance(key, str):
             return key
-        return (
-            self._parameters[depth][key] if key < len(self._parameters[depth]) else ""
-        )
+        names = self._parameters[depth]
+        return names[key] if key < len(names) else ""
 
-    def joined(self, depth: int, rows: Int[Tensor, " batch"]) -> "_Joined":
+    def joined(self, depth: int, rows: Int[Tensor, " batch"]) -> Joined:
         """What puts the kept keys and values of these rows before the new ones."""
-        key, value = (part[rows.to(part.device)] for part in self._kept[depth].pair)
-        return _Joined(key, value)
+        pair, before = self._kept[depth].pair, int(self.starts.max())
+        key, value = (kept[rows.to(kept.device), :, :before] for kept in pair)
+        return Joined(key, value)
 
     def _taken(self, rows: Int[Tensor, " batch"] | None) -> Taken:
         if self.whole:
@@ -131,7 +152,7 @@ class Tail(Above):
             for key in given:
                 free = given[key] is None and not self.whole
                 if free and self.named(depth, key) in CACHES:
-                    self._kept[depth] = _Kept(int(self.starts.max()))
+                    self._kept[depth] = Kept(int(self.starts.max()))
                     given[key] = self._kept[depth]
             return tuple(given[i] for i in range(len(args))), {
                 key: given[key] for key in kwargs
@@ -174,6 +195,7 @@ def record_tail(
     *,
     changed: Int[Tensor, " rows"],
     mask: Int[Tensor, "rows tokens"],
+    every: bool = False,
 ) -> Iterator[Tail]:
     """Record a forward pass, to run the blocks again from one token of each row on.
 
@@ -185,6 +207,8 @@ def record_tail(
         layer: the lowest block of interest.
         changed: the first token in each row that a later run may change.
         mask: 1 for a token, 0 for padding, which is on the right.
+        every: keep the states of all tokens in front of every block, for `Tail.at`,
+            rather than those of the windows in front of the lowest.
 
     Yields:
         The blocks above, ready once the `with` block has been left.
@@ -195,7 +219,7 @@ def record_tail(
 
     Book: sec-rome-value
     """
-    tail = Tail(model, layer, changed, mask)
+    tail = Tail(model, layer, changed, mask, every=every)
     with recording(tail):
         yield tail
     tail.close()
@@ -248,42 +272,6 @@ class _Windows(Taken):
     def _places(self, value: Tensor) -> tuple[Tensor, Tensor]:
         rows = self._which if len(value) == self._recorded else 0 * self._which
         return rows.to(value.device), self._at.to(value.device)
-
-
-class _Kept:
-    """Takes the place of a cache: keeps keys and values of the first tokens."""
-
-    def __init__(self, before: int):
-        self._before = before
-        self.pair: tuple[Tensor, ...] = ()
-        self.shapes: list[tuple[int, int]] = []  # rows and tokens of each call
-
-    def update(
-        self, key: Heads, value: Heads, *_args: Any, **_kwargs: Any
-    ) -> tuple[Heads, Heads]:
-        """Return what came in, as if there were no cache."""
-        self.shapes.append((key.shape[0], key.shape[2]))
-        first = (part[:, :, : self._before] for part in (key, value))
-        self.pair = tuple(part.detach().clone() for part in first)
-        return key, value
-
-
-class _Joined:
-    """Takes the place of a cache: puts kept keys and values before the new ones."""
-
-    def __init__(
-        self,
-        key: Float[Tensor, "batch heads before d_head"],
-        value: Float[Tensor, "batch heads before d_head"],
-    ):
-        self._key, self._value = key, value
-
-    def update(
-        self, key: Heads, value: Heads, *_args: Any, **_kwargs: Any
-    ) -> tuple[AllHeads, AllHeads]:
-        """Keys and values of the tokens before the window and in it."""
-        old = self._key.to(key.device), self._value.to(value.device)
-        return torch.cat([old[0], key], 2), torch.cat([old[1], value], 2)
 
 
 def _watched(blocks: list[nn.Module]) -> bool:

@@ -23,7 +23,8 @@ from edutools.facts import Fact, SubjectNotFound
 from edutools.hooks import evaluating
 from edutools.loaded import input_device, known, not_nan
 from edutools.prompts import fill, target_ids, token_ids
-from edutools.runs import Restore, Runs
+from edutools.restore import Restore
+from edutools.runs import Runs
 
 __all__ = ["Trace", "causal_trace", "causal_traces", "embedding_std"]
 
@@ -87,8 +88,9 @@ def causal_trace(
     An effect says that the state carries what decides the answer in this prompt. It
     does not say that the layer is the best one to edit.
 
-    The clean and the corrupted run are made once. Below its lowest restored layer a
-    cell is the corrupted run, so that only the layers above are run for it.
+    The clean and the corrupted run are made once. Below its lowest restored layer and
+    before its token a cell is the corrupted run, so that only the layers above and the
+    tokens from there on are run for it.
 
     Args:
         model: is not changed.
@@ -113,9 +115,9 @@ def causal_trace(
             the measured run of every cell with something held above it, while the held
             values keep the first. So does the released code, by drawing once more from
             one stream. None: one noise for both runs.
-        batch_size: rows (cells times samples) per forward pass, of cells that begin
-            at one layer; changes memory and speed only. The states of the corrupted
-            run are kept for all layers, each where its block is.
+        batch_size: rows (cells of one token times samples) per forward pass; changes
+            memory and speed only. States, keys and values of the corrupted run are
+            kept for all layers, each where its block is.
 
     Returns:
         Probabilities for every token and layer. Tokens before the subject carry no

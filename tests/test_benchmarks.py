@@ -222,10 +222,11 @@ def test_a_search_of_something_else_is_noticed(tmp_path, monkeypatch, other):
 
 def test_trace(made):
     assert made["trace"].name == "trace_gpt-j-6b.json"
-    hidden, mlp = kept(made["trace"])["rows"]
+    hidden, mlp, attention = kept(made["trace"])["rows"]
     assert (hidden["kind"], hidden["window"]) == ("hidden", 1)
     assert (mlp["kind"], mlp["window"]) == ("mlp", 3)
-    for row in (hidden, mlp):
+    assert (attention["kind"], attention["window"]) == ("attention", 3)
+    for row in (hidden, mlp, attention):
         assert row["cells"] % row["of"] == 0
         assert row["difference"] <= trace.APART
 

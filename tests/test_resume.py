@@ -43,6 +43,9 @@ def test_a_resumed_pass_is_the_whole_one_bit_for_bit(tiny, kind, dtype):
             again = above.run(above.states[layer], layer)
         assert torch.equal(again, whole)
     assert torch.equal(above.run(whole, 3), whole)  # no block is left
+    with torch.no_grad():
+        below = above.run(above.states[0], 0, end=2)
+    assert torch.equal(below, above.states[2])
 
 
 @pytest.mark.parametrize("kind", TINY)

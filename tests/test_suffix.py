@@ -137,6 +137,28 @@ def test_windows_have_one_width_and_hold_what_can_change(llama):
     assert [kept.shape for kept in tail.kept()] == [(3, 1, before, 8)] * 4
 
 
+@pytest.mark.parametrize("kind", TINY)
+def test_one_record_serves_changes_at_any_token(kind):
+    model, tokenizer = tiny_model(kind), tiny_tokenizer(kind)
+    batch, shift = encode(tokenizer, TEXTS[:1] * 3), torch.full((16,), 0.5)
+    tokens = batch.mask.shape[1]
+    last = torch.full((3,), tokens - 1)
+    above, _ = recorded(model, batch, last)
+    with torch.no_grad():
+        with record_tail(model, 0, changed=last, mask=batch.mask, every=True) as tail:
+            model(**batch.inputs, use_cache=False)
+        assert sorted(tail.states) == [0, 1, 2]
+        for token in (0, 2, tokens - 1):
+            part, changed = tail.at(token), torch.full((3,), token)
+            assert part.width == tokens - token
+            part.states = {LAYER: part.states[LAYER][:, token:]}
+            wanted = states(model, above, 0 * changed, batch, changed, shift)
+            found = states(model, part, part.starts, batch, changed, shift)
+            assert (found - wanted).norm() < 1e-5 * wanted.norm()
+    with pytest.raises(ValueError, match=f"first {tokens - 1} tokens; got token"):
+        tail.at(tokens)
+
+
 def test_only_windows_are_run(monkeypatch):
     model, tokenizer = taught_model("gptj"), tiny_tokenizer("gptj")
     widths = []
@@ -175,12 +197,12 @@ def as_whole(model, batch, changed, **more):
         ("TABLE", {}),  # a family that nobody has looked at
         ("ATTENTIONS", ()),
         ("CACHES", ()),  # blocks that take no cache
-        ("_Kept.update", None),  # blocks that take one and use it otherwise
+        ("Kept.update", None),  # blocks that take one and use it otherwise
     ],
 )
 def test_whole_rows_are_run_where_windows_are_not_safe(llama, monkeypatch, name, value):
     if value is None:
-        monkeypatch.setattr(suffix._Kept, "update", lambda _, k, v, *_args: (k, v))
+        monkeypatch.setattr(suffix.Kept, "update", lambda _, k, v, *_args: (k, v))
     else:
         monkeypatch.setattr(suffix, name, value)
     as_whole(*llama)
