@@ -63,12 +63,8 @@ def method(rome: edu.ROME, choice: str, value: float | str) -> edu.ROME:
 def known(setup: Setup, seed: int) -> Mapping[str, float]:
     """How probable true answers are that are the model's first choice."""
     facts = [case.fact for case in setup.others(seed) if case.fact.truth]
-    found = score(
-        setup.model,
-        setup.tokenizer,
-        [fact.text for fact in facts],
-        [fact.truth or "" for fact in facts],
-    )
+    asked = [fact.text for fact in facts], [fact.truth or "" for fact in facts]
+    found = score(setup.model, setup.tokenizer, *asked)
     p = found.joint.exp()[found.correct]
     return {"known_probability": float(p.mean()), "known": len(p)}
 
@@ -94,14 +90,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def measure(unit: Unit) -> Unit:
         cases = setup.draw(n, unit["seed"])
+        facts = [case.fact for case in cases]
         chosen = method(rome, unit["choice"], unit["value"]).resolved(model, tokenizer)
-        edits = chosen.compute_each(
-            model,
-            tokenizer,
-            [case.fact for case in cases],
-            moments,
-            find=find if unit["choice"] == "key" else bank,
-        )
+        by = find if unit["choice"] == "key" else bank
+        edits = chosen.compute_each(model, tokenizer, facts, moments, find=by)
         reports, said = [], []
         for case, change in zip(cases, edits, strict=True):
             with change.applied(model):

@@ -46,15 +46,14 @@ def table(rows: Sequence[Unit], name: str = "score") -> dict[str, dict[str, Unit
     Rank 1 is the best.
     """
     found: dict[str, dict[str, Unit]] = {}
-    compared = [
-        m for m in dict.fromkeys(row["method"] for row in rows) if m != UNEDITED
-    ]
+    names = dict.fromkeys(row["method"] for row in rows)
     for convention in rows[0]["rates"]:
         column = {
             m: interval(
                 [r["rates"][convention][name] for r in rows if r["method"] == m]
             )
-            for m in compared
+            for m in names
+            if m != UNEDITED
         }
         order = ranks([-told["mean"] for told in column.values()]).tolist()
         found[convention] = {
