@@ -12,10 +12,10 @@ from torch import Tensor
 import edutools as edu
 from edutools.batch import BatchMethod
 from edutools.method import Method, Moments
+from edutools.studies import student
 from experiments.study import Bank, Setup
 
 BATCHED = (edu.MEMIT, edu.EMMET, edu.AlphaEdit)
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def one_layer(method: BatchMethod) -> BatchMethod:
@@ -123,5 +123,5 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     n = len(known)
     if n < 2:
         return {"mean": fmean(known or [math.nan]), "half": math.nan, "n": n}
-    t = STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96 + 2.372 / (n - 1) + 3 / n**2
-    return {"mean": fmean(known), "half": t * stdev(known) / math.sqrt(n), "n": n}
+    half = student(n - 1) * stdev(known) / math.sqrt(n)
+    return {"mean": fmean(known), "half": half, "n": n}

@@ -13,6 +13,7 @@ from itertools import combinations
 
 import edutools as edu
 from edutools.method import Method
+from edutools.studies import points, summary
 from experiments.compared import (
     closed_forms,
     interval,
@@ -40,44 +41,37 @@ def methods(setup: Setup) -> dict[str, Method]:
     return found | {"ROME, two keys": replace(rome, key="mixed")}
 
 
-def table(rows: Sequence[Unit], name: str = "score") -> dict[str, dict[str, Unit]]:
-    """By convention and method: the mean over draws with interval, and the mean's rank.
+def ranked(rows: Sequence[Unit], value: str = "score") -> list[Unit]:
+    """The mean over draws with its interval, by convention and method, and its rank.
 
-    Rank 1 is the best.
+    Rank 1 is the best mean of a convention.
     """
-    found: dict[str, dict[str, Unit]] = {}
-    names = dict.fromkeys(row["method"] for row in rows)
-    for convention in rows[0]["rates"]:
-        column = {
-            m: interval(
-                [r["rates"][convention][name] for r in rows if r["method"] == m]
-            )
-            for m in names
-            if m != UNEDITED
-        }
-        order = ranks([-told["mean"] for told in column.values()]).tolist()
-        found[convention] = {
-            m: told | {"rank": at}
-            for (m, told), at in zip(column.items(), order, strict=True)
-        }
-    return found
+    compared = [row for row in points(rows) if row["method"] != UNEDITED]
+    found = summary(compared, by=["convention", "method"], value=value)
+    told = []
+    for convention in dict.fromkeys(row["convention"] for row in found):
+        mine = [row for row in found if row["convention"] == convention]
+        order = ranks([-row["mean"] for row in mine]).tolist()
+        told += [row | {"rank": at} for row, at in zip(mine, order, strict=True)]
+    return told
 
 
-def agreement(rows: Sequence[Unit], name: str = "score") -> dict[tuple[str, str], Unit]:
+def agreement(rows: Sequence[Unit], value: str = "score") -> list[Unit]:
     """Kendall's tau between the rankings by two conventions: mean over draws, interval.
 
     Draws in which one of the two holds all methods equal are left out.
     """
-    draws = [
-        [r["rates"] for r in rows if r["seed"] == seed and r["method"] != UNEDITED]
-        for seed in sorted({row["seed"] for row in rows})
+    columns: dict[tuple[int, str], list[float]] = {}
+    for row in points(rows):
+        if row["method"] != UNEDITED:
+            key = row["seed"], row["convention"]
+            columns.setdefault(key, []).append(row[value])
+    seeds, names = (dict.fromkeys(part) for part in zip(*columns, strict=True))
+    return [
+        {"conventions": [a, b]}
+        | interval([kendall(columns[s, a], columns[s, b]) for s in seeds])
+        for a, b in combinations(names, 2)
     ]
-    return {
-        (a, b): interval(
-            [kendall([r[a][name] for r in d], [r[b][name] for r in d]) for d in draws]
-        )
-        for a, b in combinations(rows[0]["rates"], 2)
-    }
 
 
 def alone(
@@ -108,12 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     def measure(unit: Unit) -> Unit:
         cases = setup.draw(n, unit["seed"])
         if unit["method"] == UNEDITED:
-            return {"rates": summed_up([measured(setup, cases)])}
+            return {"points": summed_up([measured(setup, cases)])}
         method = compared[unit["method"]]
         if isinstance(method, edu.ROME):
-            return {"rates": summed_up(alone(setup, cases, method, bank, moments))}
+            return {"points": summed_up(alone(setup, cases, method, bank, moments))}
         with write(setup, cases, method, moments, bank).applied(setup.model):
-            return {"rates": summed_up([measured(setup, cases)])}
+            return {"points": summed_up([measured(setup, cases)])}
 
     study("conventions", given, setup, units, measure)
 

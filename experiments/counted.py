@@ -64,15 +64,16 @@ def measured(setup: Setup, cases: Sequence[edu.Case]) -> Rates:
     return told
 
 
-def summed_up(parts: Sequence[Rates]) -> Unit:
-    """Rates and score by convention, over the cases of all parts."""
-    told: Unit = {}
+def summed_up(parts: Sequence[Rates]) -> list[Unit]:
+    """Rates and score of each convention, over the cases of all parts."""
+    told = []
     for convention in parts[0]:
         rates = {
             rate: float(torch.cat([part[convention][rate] for part in parts]).nanmean())
             for rate in RATES
         }
-        told[convention] = rates | {"score": harmonic_mean(*rates.values())}
+        score = harmonic_mean(*rates.values())
+        told.append({"convention": convention} | rates | {"score": score})
     return told
 
 

@@ -66,7 +66,7 @@ def made_up(seed: int, method: str, a: float, b: float) -> dict:
     return {
         "seed": seed,
         "method": method,
-        "rates": {"a": {"score": a}, "b": {"score": b}},
+        "points": [{"convention": "a", "score": a}, {"convention": "b", "score": b}],
     }
 
 
@@ -80,11 +80,12 @@ def test_ranks_and_agreement_are_of_methods_not_of_the_unedited_model():
             "unedited": (0.0, 0.99),
         }.items()
     ]
-    assert conventions.table(found)["a"]["good"] == {
-        "mean": pytest.approx(0.9), "half": pytest.approx(0), "n": 2, "rank": 1
-    }  # fmt: skip
-    assert conventions.table(found)["b"]["bad"]["rank"] == 1
-    told = conventions.agreement(found)["a", "b"]
+    ranks = {(r["convention"], r["method"]): r for r in conventions.ranked(found)}
+    assert len(ranks) == 4
+    assert (ranks["a", "good"]["mean"], ranks["a", "good"]["rank"]) == (0.9, 1)
+    assert ranks["b", "bad"]["rank"] == 1
+    (told,) = conventions.agreement(found)
+    assert told["conventions"] == ["a", "b"]
     assert (told["mean"], told["n"]) == (pytest.approx(0), 2)  # once -1, once 1
 
 
@@ -94,7 +95,7 @@ def test_all_methods_were_measured(model):
         found = [row for row in rows(model) if row["seed"] == seed]
         assert [row["method"] for row in found] == METHODS
         assert {row["n"] for row in found} == {conventions.BATCH}
-        assert {len(row["rates"]) for row in found} == {6}
+        assert {len(row["points"]) for row in found} == {6}
 
 
 def test_some_methods_give_the_numbers_of_the_study(tmp_path):
@@ -105,6 +106,8 @@ def test_some_methods_give_the_numbers_of_the_study(tmp_path):
     then = {row["method"]: row for row in rows("pocket-gptj-organism")[:9]}
     assert [row["method"] for row in now] == ["MEMIT", "MEND"]
     for row in now:
-        for convention, rates in row["rates"].items():
-            wanted = then[row["method"]]["rates"][convention]
-            assert rates == pytest.approx(wanted, abs=1e-3), convention
+        for told, wanted in zip(
+            row["points"], then[row["method"]]["points"], strict=True
+        ):
+            assert told.pop("convention") == wanted.pop("convention")
+            assert told == pytest.approx(wanted, abs=1e-3)
