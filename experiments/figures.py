@@ -7,149 +7,34 @@ that a test can tell whether it is the picture of those that are there.
 
 import argparse
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from edutools.plots import MARKERS, PALETTE
 from edutools.pocket import POCKET_MODELS
-from edutools.studies import points, summary
+from edutools.settings import presets
+from edutools.studies import points
+from experiments.drawing import (
+    ORDER,
+    Results,
+    Rows,
+    dots,
+    dress,
+    grid,
+    legend,
+    line,
+    panel,
+    save,
+    sheet,
+    style,
+)
 from experiments.study import RESULTS
 
 PICTURES = Path(__file__).resolve().parent.parent / "book" / "_static" / "studies"
-MARK = "Results"  # name of the hash in a picture
-COLUMNS = 4  # as many panels as a page has room for
-WIDE = 10  # a value that grows so many times is drawn by powers
-NAMES = {
-    "efficacy": "efficacy (ES)",
-    "paraphrase": "paraphrase (PS)",
-    "neighborhood": "neighborhood (NS)",
-    "score": "score (S)",
-    "efficacy_top1": "top-1, last 32 edits",
-    "first_efficacy_top1": "top-1, first 32 edits",
-    "untouched_top1": "top-1, other facts",
-    "free_generation": "free writing",
-    "perplexity": "perplexity",
-    "norm": "norm of the change",
-}
-RATES = frozenset(NAMES) - {"perplexity", "norm"}  # between 0 and 1
-ORDER = ("MEMIT", "EMMET", "AlphaEdit", "FT-L", "MEND", "ROME", "ENCORE")
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
-Results = Mapping[str, Rows]  # by model
-
-
-def style(name: str, names: Sequence[str] = ORDER) -> dict[str, Any]:
-    """How a line is drawn: the colour and marker of its method, dashed if varied."""
-    root, _, varied = (name, "", "") if name in names else name.partition(",")
-    at = names.index(root) if root in names else len(names)
-    return {
-        "color": PALETTE[at % len(PALETTE)],
-        "marker": MARKERS[at % len(MARKERS)],
-        "linestyle": "--" if varied else "-",
-        "markersize": 3.5,
-        "linewidth": 1.3,
-    }
-
-
-def line(ax: Axes, rows: Rows, *, x: str, value: str, **how: Any) -> None:
-    """One mean over a size, with its band."""
-    found = sorted(summary([*rows], by=[x], value=value), key=lambda row: row[x])
-    places = [row[x] for row in found]
-    ax.plot(places, [row["mean"] for row in found], **how)
-    low, high = ([row[end] for row in found] for end in ("low", "high"))
-    ax.fill_between(places, low, high, color=how["color"], alpha=0.18, lw=0)
-
-
-def panel(
-    ax: Axes,
-    rows: Rows,
-    *,
-    x: str,
-    value: str,
-    by: str = "method",
-    names: Sequence[str] = ORDER,
-) -> None:
-    """A line for each method, over a size on a logarithmic axis."""
-    for name in dict.fromkeys(row[by] for row in rows):
-        part = [row for row in rows if row[by] == name]
-        if any(row.get(value) is not None for row in part):
-            how = style(name, names)
-            line(ax, part, x=x, value=value, label=name, **how)
-    dress(ax, value)
-
-
-def dress(ax: Axes, value: str) -> None:
-    """Axes as all figures have them."""
-    ax.set_xscale("log")
-    if value in RATES:
-        ax.set_ylim(-0.03, 1.05)
-    elif ax.dataLim.y0 > 0 and ax.dataLim.y1 > WIDE * ax.dataLim.y0:
-        ax.set_yscale("log")
-    ax.minorticks_off()
-    ax.grid(color="#e5e5e5", lw=0.6)
-    ax.set_axisbelow(True)
-    ax.set_title(NAMES.get(value, value), fontsize=9)
-    ax.tick_params(labelsize=7)
-
-
-def sheet(height: int, width: int, *, size: tuple[float, float] = (2.1, 1.75)):
-    """A figure with a grid of axes of one size each."""
-    figsize = (size[0] * width, size[1] * height + 0.35)
-    return plt.subplots(
-        height, width, figsize=figsize, layout="constrained", squeeze=False
-    )
-
-
-def legend(figure: Figure, axes: Sequence[Axes], **how: Any) -> None:
-    """One legend above all panels."""
-    found: dict[str, Any] = {}
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        found |= {
-            la: h for h, la in zip(handles, labels, strict=True) if la not in found
-        }
-    options = {"ncols": min(7, len(found)), "fontsize": 8} | how
-    figure.legend(
-        found.values(), found, loc="outside upper center", frameon=False, **options
-    )
-
-
-def grid(
-    results: Results,
-    values: Sequence[str],
-    *,
-    x: str,
-    across: str,
-    draw: Callable[[Axes, Rows, str], None] | None = None,
-) -> Figure:
-    """For each model some rows of panels, one panel for each value."""
-    width = next((w for w in (4, 3) if len(values) % w == 0), COLUMNS)
-    high = -(-len(values) // width)  # rows for each model
-    figure, axes = sheet(high * len(results), width)
-    for i, (model, rows) in enumerate(results.items()):
-        own = axes[i * high : (i + 1) * high]
-        for ax, value in zip(own.flat, values, strict=False):
-            if draw is None:
-                panel(ax, rows, x=x, value=value)
-            else:
-                draw(ax, rows, value)
-            ax.set_xlabel(across, fontsize=8)
-        for ax in own.flat[len(values) :]:
-            ax.set_axis_off()
-        for row in own:
-            row[0].set_ylabel(model, fontsize=8)
-    legend(figure, list(axes.flat))
-    return figure
 
 
 BATCH = ("efficacy", "paraphrase", "neighborhood", "score")
@@ -166,9 +51,11 @@ EMMET_LAMS = (0.1, 100, 1_000, 10_000)  # ridge 0.1 by weight 1, 1e3, 1e4, 1e5
 
 
 def lam(results: Results) -> Iterator[tuple[str, Figure]]:
-    """MEMIT and EMMET over λ; released settings are marked."""
+    """MEMIT and EMMET over λ; released settings and the model's preset are marked."""
 
-    def draw(ax: Axes, rows: Rows, value: str) -> None:
+    def draw(ax: Axes, rows: Rows, value: str, model: str) -> None:
+        preset = presets()["MEMIT"][model]["lam"]
+        ax.axvline(preset, color="#777777", ls=":", lw=1.1, label="preset")
         for lams, method in ((MEMIT_LAMS, "MEMIT"), (EMMET_LAMS, "EMMET")):
             for i, at in enumerate(lams):
                 label = None if i else f"released {method}"
@@ -231,11 +118,175 @@ def sequential(results: Results) -> Iterator[tuple[str, Figure]]:
             yield name, grid(chosen, TURNS, x="edits", across="edits so far")
 
 
+def by_layer(rows: Rows, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Lists over layers as rows: for each seed and layer the mean over facts."""
+    seeds: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(row)
+    return [
+        {"seed": seed, "layer": layer}
+        | {
+            name: sum(row[name][layer] for row in part) / len(part)
+            for name in names
+            if layer < len(part[0][name])
+        }
+        for seed, part in seeds.items()
+        for layer in range(max(len(part[0][name]) for name in names))
+    ]
+
+
+TRACED = {"mlp": "restoring MLPs", "hidden": "restoring the state"}
+EDITED = {"score": "score (S)", "paraphrase": "PS", "probability": "P(target)"}
+
+
+def where(results: Results) -> Iterator[tuple[str, Figure]]:
+    """What tracing says of each layer, and what an edit at it does."""
+    figure, axes = sheet(1, 2 * len(results), size=(2.3, 2.4))
+    labels = [*TRACED.values(), *EDITED.values()]
+    for i, (model, rows) in enumerate(results.items()):
+        flat = by_layer(rows, [*TRACED, *EDITED])
+        for ax, names in zip(axes[0, 2 * i : 2 * i + 2], (TRACED, EDITED), strict=True):
+            for name, label in names.items():
+                how = style(label, labels)
+                part = [row for row in flat if name in row]
+                line(ax, part, x="layer", value=name, label=label, **how)
+            title = "effect on the answer" if names is TRACED else "ROME at this layer"
+            dress(ax, "score", log=False)
+            ax.set_title(f"{model}\n{title}", fontsize=8)
+            ax.set_xlabel("layer", fontsize=8)
+    legend(figure, list(axes.flat))
+    yield "where", figure
+
+
+def stabilize(results: Results) -> Iterator[tuple[str, Figure]]:
+    """The condition of D over the size of a batch, and what cures do."""
+    figure, axes = sheet(len(results), 4, size=(2.3, 2.3))
+    for own, (model, rows) in zip(axes, results.items(), strict=True):
+        kinds = list(dict.fromkeys(row["kind"] for row in rows))
+        cures = list(dict.fromkeys(row["cure"] for row in rows if "cure" in row))
+        for kind in kinds:
+            part = [row for row in rows if row["kind"] == kind]
+            how = style(kind, kinds)
+            sizes = [row for row in part if "cure" not in row]
+            if any(row.get("log10_condition") is not None for row in sizes):
+                line(own[0], sizes, x="n", value="log10_condition", **how)
+            cured = [row for row in part if "cure" in row]
+            shift = 0.15 * (kinds.index(kind) - len(kinds) / 2)
+            look = {"color": how["color"], "marker": how["marker"], "ls": ""}
+            for ax, value in zip(own[1:], CURED, strict=True):
+                if any(row.get(value) is not None for row in cured):
+                    place = {"at": "cure", "places": cures, "shift": shift}
+                    dots(ax, cured, value=value, label=kind, **place, **look)
+        dress(own[0], "log10 of the condition of D")
+        own[0].set_yscale("linear")
+        own[0].set_ylabel(model, fontsize=8)
+        own[0].set_xlabel("facts in the batch", fontsize=8)
+        for ax, value in zip(own[1:], CURED, strict=True):
+            dress(ax, value, log=False, sideways=True)
+            shown = cures if ax is own[1] else [""] * len(cures)
+            ax.set_yticks(range(len(cures)), shown)
+            ax.set_ylim(len(cures) - 0.5, -0.5)
+    legend(figure, list(axes.flat))
+    yield "stabilize", figure
+
+
+CURED = ("efficacy", "neighborhood", "norm")
+
+
+def statistics(results: Results) -> Iterator[tuple[str, Figure]]:
+    """Scores over the number of tokens behind C; at the left edge, C = I."""
+    values = ("efficacy", "paraphrase", "neighborhood", "score")
+
+    def draw(ax: Axes, rows: Rows, value: str, model: str) -> None:
+        measured = [row for row in rows if row["covariance"] == "moments"]
+        panel(ax, measured, x="times", value=value)
+        least = min(row["times"] for row in measured) / 10
+        for name in dict.fromkeys(row["method"] for row in rows):
+            part = [row for row in rows if row["method"] == name and not row["times"]]
+            if any(row.get(value) is not None for row in part):
+                how = style(name) | {"linestyle": "", "markerfacecolor": "none"}
+                there = [{**row, "times": least} for row in part]
+                line(ax, there, x="times", value=value, label=f"{name}, C = I", **how)
+
+    yield (
+        "statistics",
+        grid(results, values, x="times", across="tokens by size of key", draw=draw),
+    )
+
+
+TOLD = {"efficacy": "ES", "paraphrase": "PS", "neighborhood": "NS"}
+TOLD |= {"probability": "P(target)", "known_probability": "P(answer known)"}
+
+
+def choices(results: Results) -> Iterator[tuple[str, Figure]]:
+    """What each choice inside ROME does, one setting below the other."""
+    told = {
+        model: [{**row, "setting": f"{row['choice']} {row['value']}"} for row in rows]
+        for model, rows in results.items()
+    }
+    places = list(
+        dict.fromkeys(row["setting"] for part in told.values() for row in part)
+    )
+    values = ("efficacy", "paraphrase", "neighborhood", "probability")
+    size = (2.0, 0.17 * len(places) + 0.5)
+    figure, axes = sheet(1, len(values), size=size)
+    for ax, value in zip(axes[0], values, strict=True):
+        for i, (model, rows) in enumerate(told.items()):
+            how = style(model, [*told])
+            look = {"color": how["color"], "marker": how["marker"], "ls": ""}
+            shift = 0.24 * (i - (len(told) - 1) / 2)
+            place = {"at": "setting", "places": places, "shift": shift}
+            dots(ax, rows, value=value, label=model, **place, **look)
+        dress(ax, value, log=False, sideways=True)
+        ax.set_yticks(
+            range(len(places)), places if ax is axes[0, 0] else [""] * len(places)
+        )
+        ax.set_ylim(len(places) - 0.5, -0.5)
+    legend(figure, list(axes.flat))
+    yield "choices", figure
+
+
+def conventions(results: Results) -> Iterator[tuple[str, Figure]]:
+    """The score of each method under each convention."""
+    figure, axes = sheet(1, len(results), size=(4.2, 2.6))
+    for ax, (model, rows) in zip(axes[0], results.items(), strict=True):
+        flat = [
+            {"method": row["method"], "seed": row["seed"], "convention": name} | rates
+            for row in rows
+            if row["method"] != "unedited"
+            for name, rates in row["rates"].items()
+        ]
+        places = list(dict.fromkeys(row["convention"] for row in flat))
+        methods = list(dict.fromkeys(row["method"] for row in flat))
+        for i, method in enumerate(methods):
+            how = style(method, [*ORDER, "p-ROME"])
+            look = {"color": how["color"], "marker": how["marker"], "ls": ""}
+            look |= {"mfc": "none"} if method not in ORDER else {}
+            place = {"at": "convention", "places": places}
+            place |= {"shift": 0.09 * (i - (len(methods) - 1) / 2)}
+            part = [row for row in flat if row["method"] == method]
+            dots(ax, part, value="score", label=method, **place, **look)
+        dress(ax, "score", log=False, sideways=True)
+        ax.set_title(model, fontsize=9)
+        ax.set_xlabel("score (S)", fontsize=8)
+        ax.set_yticks(
+            range(len(places)), places if ax is axes[0, 0] else [""] * len(places)
+        )
+        ax.set_ylim(len(places) - 0.5, -0.5)
+    legend(figure, list(axes.flat))
+    yield "conventions", figure
+
+
 DRAWN: dict[str, Callable[[Results], Iterator[tuple[str, Figure]]]] = {
     "batch_size": batch_size,
     "lam": lam,
     "distribution": distribution,
     "sequential": sequential,
+    "where": where,
+    "stabilize": stabilize,
+    "statistics": statistics,
+    "choices": choices,
+    "conventions": conventions,
 }
 
 
@@ -252,26 +303,6 @@ def digest(study: str, folder: Path = RESULTS) -> str:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         told.update(f"{model}{json.dumps(rows)}".encode())
     return told.hexdigest()[:16]
-
-
-def few_colors(picture: Image.Image) -> Image.Image:
-    """The same with 256 colours, those of the palette among them: a small file."""
-    colors = picture.quantize(256 - len(PALETTE)).getpalette() or []
-    exact = [round(255 * part) for color in PALETTE for part in to_rgb(color)]
-    table = Image.new("P", (1, 1))
-    table.putpalette(colors[: 3 * (256 - len(PALETTE))] + exact)
-    return picture.quantize(palette=table, dither=Image.Dither.NONE)
-
-
-def save(figure: Figure, out: Path, mark: str) -> None:
-    """Write a picture with few colours on white, and close the figure."""
-    drawn, about = io.BytesIO(), PngInfo()
-    about.add_text(MARK, mark)
-    figure.savefig(drawn, dpi=110, facecolor="white")
-    plt.close(figure)
-    picture = few_colors(Image.open(drawn).convert("RGB"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out, optimize=True, pnginfo=about)
 
 
 def draw(study: str, folder: Path = RESULTS, out: Path = PICTURES) -> list[Path]:
