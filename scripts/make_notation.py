@@ -70,9 +70,9 @@ def row(entry: dict, name: str) -> str:
     """Write one row; `name` is what the link to its section is called."""
     symbols = ", ".join(f"${tex}$" for tex in entry["tex"])
     shape = f"`{entry['shape']}`" if "(" in entry["shape"] else entry["shape"]
-    code = linked(entry["code"])
+    meaning = f"{entry['meaning']} · {shape}" if shape else entry["meaning"]
     link = f"{{ref}}`{name} <{entry['section']}>`"
-    return f"| {symbols} | {entry['meaning']} | {shape} | {code} | {link} |"
+    return f"| {symbols} | {meaning} | {linked(entry['code'])} | {link} |"
 
 
 def linked(paths: list[str]) -> str:
@@ -102,8 +102,9 @@ def page() -> str:
     parts = [HEAD]
     for group in groups():
         parts.append(f"## {group['title']}\n")
-        parts.append("| symbol | meaning | shape | in the code | chapter |")
-        parts.append("|---|---|---|---|---|")
+        parts.append(":::{div} notation\n")
+        parts.append("| symbol | meaning · shape | in the code | chapter |")
+        parts.append("|---|---|---|---|")
         for entry in group["rows"]:
             if entry["section"] not in where:
                 symbols = ", ".join(entry["tex"])
@@ -112,7 +113,7 @@ def page() -> str:
                     "which no page of the book has. Name another section."
                 )
             parts.append(row(entry, title(found[where[entry["section"]]])))
-        parts.append("")
+        parts.append("\n:::\n")
     return "\n".join(parts).rstrip() + "\n"
 
 

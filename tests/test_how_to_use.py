@@ -39,6 +39,13 @@ def test_every_section_that_is_linked_is_there(label):
     assert label in PLACES or label.startswith("ex-")
 
 
+@pytest.mark.parametrize("label", re.findall(r"\{ref\}`(sec-[\w-]+)`", PAGE))
+def test_links_without_words_lead_to_titles(label):
+    """A label in front of a paragraph has no title that could be shown."""
+    page = PAGES[PLACES[label]]
+    assert re.search(rf"^\({label}\)=\n+#", page, re.MULTILINE)
+
+
 @pytest.mark.parametrize("path", sorted(CHAPTERS), ids=lambda path: path.stem)
 def test_a_semester_leaves_no_chapter_out(path):
     """A new chapter gets a row in the table of the semester."""
