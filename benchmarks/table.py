@@ -254,8 +254,9 @@ SECTIONS = (
     ),
     Section(
         "Causal tracing",
-        "Many cells together, each from its lowest restored layer on, against a call "
-        "of the whole model for each token and layer ({ref}`sec-tracing-runs`).",
+        "The cells of a token together, from that token and from the lowest restored "
+        "layer on, against a call of the whole model for each token and layer "
+        "({ref}`sec-tracing-runs`).",
         {"trace": CPU, "trace-cuda": GPU},
         of_trace,
     ),
