@@ -55,7 +55,7 @@ def lam(results: Results) -> Iterator[tuple[str, Figure]]:
 
     def draw(ax: Axes, rows: Rows, value: str, model: str) -> None:
         preset = presets()["MEMIT"][model]["lam"]
-        ax.axvline(preset, color="#777777", ls=":", lw=1.1, label="preset")
+        ax.axvline(preset, color="#cccccc", lw=4, label="preset", zorder=0)
         for lams, method in ((MEMIT_LAMS, "MEMIT"), (EMMET_LAMS, "EMMET")):
             for i, at in enumerate(lams):
                 label = None if i else f"released {method}"
@@ -250,12 +250,7 @@ def conventions(results: Results) -> Iterator[tuple[str, Figure]]:
     """The score of each method under each convention."""
     figure, axes = sheet(1, len(results), size=(4.2, 2.6))
     for ax, (model, rows) in zip(axes[0], results.items(), strict=True):
-        flat = [
-            {"method": row["method"], "seed": row["seed"], "convention": name} | rates
-            for row in rows
-            if row["method"] != "unedited"
-            for name, rates in row["rates"].items()
-        ]
+        flat = [row for row in points(rows) if row["method"] != "unedited"]
         places = list(dict.fromkeys(row["convention"] for row in flat))
         methods = list(dict.fromkeys(row["method"] for row in flat))
         for i, method in enumerate(methods):

@@ -13,19 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import edutools as edu
-from benchmarks.table import many, short, table
+from benchmarks.table import many, table
 from edutools.outline import outline
 from edutools.plancli import describe_plan
 from edutools.planning import Scale, plan
 from edutools.pocket import POCKET_MODELS
 from edutools.studies import points, summary
 from experiments.drawing import NAMES
+from experiments.figures import by_layer
 from experiments.study import RESULTS
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "book" / "reference" / "reproduce.md"
 BEGIN, END = "<!-- expected: begin -->", "<!-- expected: end -->"
 NOTHING = "not measured"
+LABELS = NAMES | {
+    "log10_condition": "log10 of the condition",
+    "probability": "P(target)",
+    "mlp": "effect of MLPs",
+    "hidden": "effect of the state",
+}
 LARGE = {  # whose plans are shown: as on the Hub, and methods
     "EleutherAI/gpt-j-6b": (edu.ROME, edu.MEMIT, edu.EMMET),
     "meta-llama/Llama-2-7b-hf": (edu.ROME, edu.MEMIT, edu.EMMET),
@@ -42,17 +49,19 @@ def number(found: Row | None) -> str:
         return ""
     half = found["high"] - found["mean"]
     digits = 3 if abs(found["mean"]) < 10 else 1
-    mean = f"{found['mean']:.{digits}f}" if found["mean"] < 1e5 else "> 1e5"
-    return mean if math.isnan(half) else f"{mean} ± {short(half) if half else 0}"
+    if not math.isfinite(found["mean"]) or abs(found["mean"]) >= 1e5:
+        return f"{found['mean']:.0e}"
+    mean = f"{found['mean']:.{digits}f}"
+    return mean if math.isnan(half) else f"{mean} ± {half:.{digits}f}"
 
 
 def pivot(rows: Rows, *, down: str, across: str, value: str) -> Lines:
-    """Means of a value: a line for each of one setting, a column for each of another."""
+    """Means of a value: lines for one setting, columns for another."""
     found = summary([*rows], by=[down, across], value=value)
     cells = {(row[down], row[across]): row for row in found}
     columns = list(dict.fromkeys(row[across] for row in rows))
     lines = list(dict.fromkeys(row[down] for row in rows))
-    head = (f"{NAMES.get(value, value)}; {down} / {across}", *map(plain, columns))
+    head = (f"{LABELS.get(value, value)}; {down} / {across}", *map(plain, columns))
     body = [
         [plain(at), *[number(cells.get((at, column))) for column in columns]]
         for at in lines
@@ -67,7 +76,15 @@ def listed(rows: Rows, *, down: str, values: Sequence[str]) -> Lines:
     }
     lines = dict.fromkeys(row[down] for row in rows)
     body = [[plain(at), *[number(found[v].get(at)) for v in values]] for at in lines]
-    yield from table((down, *[NAMES.get(value, value) for value in values]), body)
+    yield from table((down, *[LABELS.get(value, value) for value in values]), body)
+
+
+def _joined(rows: Rows, name: str) -> list[dict[str, Any]]:
+    """Rows of one seed and setting as one row."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault((row[name], row["seed"]), {}).update(row)
+    return list(found.values())
 
 
 def plain(value: Any) -> str:
@@ -84,9 +101,16 @@ def of_batch_size(rows: Rows) -> Lines:
 
 def of_lam(rows: Rows) -> Lines:
     """Both methods over λ."""
-    for value in ("score", "norm"):
-        yield from pivot(rows, down="lam", across="method", value=value)
-        yield ""
+    names = {"score": "S", "norm": "norm"}
+    flat = [
+        {"λ": row["lam"], "seed": row["seed"]}
+        | {f"{short}, {row['method']}": row[name] for name, short in names.items()}
+        for row in rows
+    ]
+    both = [
+        f"{short}, {name}" for short in names.values() for name in ("MEMIT", "EMMET")
+    ]
+    yield from listed(_joined(flat, "λ"), down="λ", values=both)
 
 
 def of_distribution(rows: Rows) -> Lines:
@@ -108,6 +132,40 @@ def of_sequential(rows: Rows) -> Lines:
         part = [row for row in alone if row["edits"] == edits]
         yield from listed(part, down="method", values=values)
         yield ""
+
+
+def of_where(rows: Rows) -> Lines:
+    """What tracing says of each layer, and what ROME at it does."""
+    names = ("mlp", "hidden", "efficacy", "paraphrase", "neighborhood", "score")
+    yield from listed(by_layer(rows, names), down="layer", values=names)
+
+
+def of_stabilize(rows: Rows) -> Lines:
+    """Conditions over the size, and what each cure does."""
+    sizes = [row for row in rows if "cure" not in row]
+    yield from pivot(sizes, down="kind", across="n", value="log10_condition")
+    yield ""
+    cured = [row for row in rows if "cure" in row]
+    for value in ("efficacy", "norm"):
+        yield from pivot(cured, down="kind", across="cure", value=value)
+        yield ""
+
+
+def of_statistics(rows: Rows) -> Lines:
+    """Scores over the number of tokens by the size of a key; 0 is C = I."""
+    yield from pivot(rows, down="method", across="times", value="score")
+
+
+def of_choices(rows: Rows) -> Lines:
+    """What each setting of each choice does."""
+    told = [{**row, "choice": f"{row['choice']} {row['value']}"} for row in rows]
+    values = ("efficacy", "paraphrase", "neighborhood", "probability")
+    yield from listed(told, down="choice", values=values)
+
+
+def of_conventions(rows: Rows) -> Lines:
+    """The score of each method under each convention."""
+    yield from pivot(points(rows), down="method", across="convention", value="score")
 
 
 @dataclass(frozen=True)
@@ -134,6 +192,17 @@ STUDIES = {
         "Distribution",
         "One layer or several, and who writes how much.",
         of_distribution,
+    ),
+    "stabilize": Expected(
+        "Keys that are alike", "The condition of D, and what helps.", of_stabilize
+    ),
+    "statistics": Expected("Second moments", "How many tokens C needs.", of_statistics),
+    "where": Expected(
+        "Where to edit", "What tracing finds, and where edits work.", of_where
+    ),
+    "choices": Expected("Choices inside ROME", "One changed at a time.", of_choices),
+    "conventions": Expected(
+        "Conventions", "The same edits, counted in different ways.", of_conventions
     ),
     "sequential": Expected(
         "Edits in turn", "One edit after the other, on the same model.", of_sequential
@@ -263,9 +332,9 @@ $ python -m scripts.finish_pocket gptj-organism    # model card and second momen
 $ python -m experiments.pocket gptj-organism       # measures it
 ```
 
-Likewise `gptj` and `llama`. The training goes on after an interruption. On other hardware
-weights differ in their last bits, and then, after thousands of steps, in all; the rates
-should lie in these intervals (95 %, over facts).""",
+Likewise `gptj` and `llama`. The training goes on after an interruption. On other
+hardware weights differ in their last bits, and then, after thousands of steps, in all;
+the rates should lie in these intervals (95 %, over facts).""",
     "MEND": """\
 ```console
 $ python -m scripts.train_mend gptj-organism
@@ -277,7 +346,8 @@ those that no training has seen; intervals are over facts.""",
     "The studies": """\
 Each number is a mean over seeds, which draw other facts, with half of its 95 % interval
 by Student's t. On the same versions the same numbers should come out to about three
-digits; with other versions of torch a few cases may tip over.""",
+digits; with other versions of torch a few cases may tip over. Times are by the
+clock, on a machine that had other work, too.""",
     "GPT-J and Llama 2": """\
 The studies take any model that `edutools.load` takes. What they need is measured first,
 once per model:
@@ -293,8 +363,8 @@ $ python -m experiments.lam --model meta-llama/Llama-2-7b-hf \\
 
 The weights of Llama 2 are given out by Meta on request. A method without settings for a
 model, and MEND without `--mend FOLDER`, are left out, and a line says so. What an edit
-will need is told beforehand; times stand in the last column once `benchmarks/gpu.sh` has
-measured them ({ref}`sec-speed`).""",
+will need is told beforehand; times stand in the last column once `benchmarks/gpu.sh`
+has measured them ({ref}`sec-speed`).""",
 }
 
 

@@ -166,6 +166,14 @@ def test_the_wheel_carries_the_results_inside_the_package(sources):
     assert "edutools/data/results/full_size_x-cuda.json" in built(sources, "wheel")
 
 
+def test_the_wheel_carries_the_results_of_studies(sources):
+    place = sources / "experiments" / "results"
+    place.mkdir(parents=True)
+    (place / "lam-pocket-llama.json").write_text("{}")
+    (place.parent / "lam.py").write_text("")
+    assert "edutools/data/studies/lam-pocket-llama.json" in built(sources, "wheel")
+
+
 def test_a_wheel_can_be_built_where_nothing_was_measured(sources):
     shutil.rmtree(sources / "benchmarks")
     assert "edutools/__init__.py" in built(sources, "wheel")
