@@ -102,7 +102,7 @@ def page() -> str:
     parts = [HEAD]
     for group in groups():
         parts.append(f"## {group['title']}\n")
-        parts.append(":::{div} notation\n")
+        parts.append(":::{div} symbols\n")
         parts.append("| symbol | meaning · shape | in the code | chapter |")
         parts.append("|---|---|---|---|")
         for entry in group["rows"]:
