@@ -126,7 +126,8 @@ def of_sequential(rows: Rows) -> Lines:
     """Edits one by one, at two points."""
     alone = [row for row in points(rows) if row["batch"] == 1]
     values = ("efficacy_top1", "first_efficacy_top1", "untouched_top1", "perplexity")
-    for edits in (100, max(row["edits"] for row in alone)):
+    there = {row["edits"] for row in alone}
+    for edits in sorted({100, max(there)} & there):
         yield f"After {edits} edits, one by one:"
         yield ""
         part = [row for row in alone if row["edits"] == edits]
