@@ -19,7 +19,7 @@ endif
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup book outputs test check slides clean
+.PHONY: help setup book outputs test check slides pdf clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -44,9 +44,13 @@ check: setup ## style, types and floors
 	@$(PY) -m pyright
 	@$(PY) -c 'from importlinter.cli import *; lint_imports_command()'
 
-slides: setup ## turn the pages of the built book into slides
+slides: setup ## make the slides of the built book again
 	@[ -f _build/html/book/intro.html ] || $(PY) -m scripts.build_book --from $(FROM)
 	@$(PY) -m scripts.make_slides
+
+pdf: setup ## print the book and its exercise sheets (needs Chromium)
+	@[ -f _build/html/book/intro.html ] || $(PY) -m scripts.build_book --from $(FROM)
+	@$(PY) -m scripts.make_pdf
 
 clean: ## remove what was built; the environment stays
 	@rm -rf _build dist .coverage .hypothesis

@@ -1,4 +1,4 @@
-"""Build the book in _build/html; warnings are errors.
+"""Build the book, its slides and sheets in _build/html; warnings are errors.
 
     python -m scripts.build_book --from fresh     run every chapter first
     python -m scripts.build_book --from stored    take the outputs in the notebooks
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts import run_notebooks
+from scripts import make_sheets, make_slides, run_notebooks
 from scripts.run_notebooks import BOOK, ROOT
 
 SOURCES = ["_config.yml", "_toc.yml", "CHANGELOG.md"]
@@ -47,6 +47,8 @@ def stage(into: Path, *, fresh: bool) -> None:
 def build(into: Path, *, fresh: bool) -> Path:
     """Build the site in `into`/_build/html; return the folder of its pages.
 
+    Slides and exercise sheets are made from the pages and lie beside them.
+
     Raises:
         SystemExit: if a chapter fails, or a page gives a warning.
     """
@@ -60,7 +62,10 @@ def build(into: Path, *, fresh: bool) -> Path:
         # Else the next build would take the pages as read, and pass without a word.
         shutil.rmtree(into / "_build" / ".doctrees", ignore_errors=True)
         raise SystemExit("The book was not built: mend the warnings above.")
-    return into / "_build" / "html"
+    pages = into / "_build" / "html"
+    make_slides.make(pages)
+    make_sheets.make(pages)
+    return pages
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -41,18 +41,28 @@ RAW = {
 STYLE_URL = re.compile(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^"')\s]+""")
 
 
+def contents() -> dict[Path, str]:
+    """Map the sources that the table of contents names, in its order, to its parts."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    named = [(toc["root"], "")]
+    waiting = [(part, part.get("caption", "")) for part in reversed(toc["parts"])]
+    while waiting:
+        entry, part = waiting.pop()
+        if "file" in entry:
+            named.append((entry["file"], part))
+        inside = entry.get("chapters", []) + entry.get("sections", [])
+        waiting += [(inner, part) for inner in reversed(inside)]
+    return {
+        path: part
+        for name, part in named
+        for path in ROOT.glob(f"{name}.*")
+        if path.suffix in {".md", ".ipynb"}
+    }
+
+
 def listed() -> set[Path]:
     """Find the sources that the table of contents names."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    names, waiting = {toc["root"]}, [toc]
-    while waiting:
-        entry = waiting.pop()
-        for key in ("parts", "chapters", "sections"):
-            waiting += entry.get(key, [])
-        if "file" in entry:
-            names.add(entry["file"])
-    files = {path for name in names for path in ROOT.glob(f"{name}.*")}
-    return {path for path in files if path.suffix in {".md", ".ipynb"}}
+    return set(contents())
 
 
 class Site:

@@ -9,7 +9,6 @@ from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.testing import tiny_model, tiny_tokenizer
-from scripts import make_slides
 from scripts.build_book import build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,10 +47,8 @@ def tiny() -> Tiny:
 
 @pytest.fixture(scope="session")
 def pages() -> Path:
-    """The site, built from the outputs stored in the chapters, and its slides."""
+    """The site, built from the outputs stored in the chapters."""
     try:
-        folder = build(ROOT / "_build" / "tested", fresh=False)
+        return build(ROOT / "_build" / "tested", fresh=False)
     except SystemExit as error:
         pytest.fail(str(error), pytrace=False)
-    make_slides.make(folder)
-    return folder

@@ -141,6 +141,20 @@ def visible(page: Page, box) -> list[int]:
     )
 
 
+def keep(page: Page, name: str) -> None:
+    """Keep a picture of the page in the folder SCREENSHOTS, if there is one."""
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        size = page.evaluate("[innerWidth, document.documentElement.scrollHeight]")
+        page.screenshot(
+            path=Path(folder, name.replace("/", "-") + ".jpg"),
+            type="jpeg",
+            quality=60,
+            full_page=True,
+            clip={"x": 0, "y": 0, "width": size[0], "height": min(size[1], 12_000)},
+        )
+
+
 def use_sliders(page: Page) -> int:
     """Use every figure with sliders by its keys; return how many there are."""
     boxes = page.locator(".edu-frames").all()
@@ -172,10 +186,60 @@ def test_page(browser, book, address, width, scheme):
     settle(page)
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    keep(page, f"{address.removesuffix('.html')}-{width}-{scheme}")
     formulas = page.locator("article .math")
     assert page.locator("article .math mjx-container").count() == formulas.count()
     assert page.locator("mjx-merror").count() == 0
     use_sliders(page)
+    visit.close()
+
+
+# Formulas of which a part lies behind an edge that does not scroll.
+FORMULAS = '[...document.querySelectorAll("article mjx-container")]'
+CUT_OFF = (
+    f"() => {FORMULAS}"
+    """.flatMap((box) => {
+  if (!box.getBoundingClientRect().width) return [];
+  const end = box.querySelector("mjx-math").getBoundingClientRect().right;
+  for (let at = box; at.tagName !== "ARTICLE"; at = at.parentElement) {
+    const [style, edge] = [getComputedStyle(at), at.getBoundingClientRect().right];
+    if (["auto", "scroll"].includes(style.overflowX)) return [];
+    if (style.overflowX !== "visible" && end > edge + 2)
+      return [`${end} behind ${edge}: ${box.textContent.slice(0, 60)}`];
+  }
+  return [];
+})"""
+)
+UNFOLD = """async () => {
+  for (const fold of document.querySelectorAll("article details")) fold.open = true;
+  for (const fold of document.querySelectorAll(".toggle-hidden .toggle-button"))
+    fold.click();
+  await new Promise((done) => setTimeout(done, 500));
+}"""
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_no_formula_is_cut_off_on_a_telephone(browser, book, address):
+    visit = Visit(browser, book, 390)
+    page = visit.go(address)
+    settle(page)
+    page.evaluate(UNFOLD)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate(CUT_OFF) == []
+    visit.close()
+
+
+def test_a_formula_wider_than_the_page_fades_until_its_end(browser, book):
+    visit = Visit(browser, book, 390)
+    page = visit.go("book/objective/rome.html")
+    settle(page)
+    wide = page.locator("div.math .edu-wide").first
+    wide.wait_for()
+    faded = "(box) => getComputedStyle(box).maskImage !== 'none'"
+    assert wide.evaluate(faded)
+    wide.evaluate("(box) => box.scrollTo(box.scrollWidth, 0)")
+    page.wait_for_function("document.querySelector('div.math .edu-wide.edu-end')")
+    assert not wide.evaluate(faded)
     visit.close()
 
 
@@ -184,6 +248,52 @@ def test_every_chapter_has_a_figure_that_answers(browser, book):
         visit = Visit(browser, book)
         assert use_sliders(visit.go(address)) > 0, address
         visit.close()
+
+
+AXE = Path(__file__).parent / "assets" / "axe.min.js"
+SEEN = [
+    "book/intro.html",
+    "book/start/rewriting-one-fact.html",
+    "book/reference/lecturers.html",
+]
+
+
+def barriers(page: Page) -> list[str]:
+    """What keeps people out, as axe names it, if it is serious or critical."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    # Formulas are drawn by MathJax, which gives each a text of its own.
+    part = {"include": [["html"]], "exclude": [["mjx-container"]]}
+    found = page.evaluate("(part) => axe.run(part)", part)["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:120]} {node['failureSummary']}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", SEEN)
+def test_nobody_is_kept_out(browser, book, address, scheme):
+    visit = Visit(browser, book, scheme=scheme)
+    page = visit.go(address)
+    settle(page)
+    assert barriers(page) == []
+    visit.close()
+
+
+def test_barriers_are_noticed(browser, tmp_path):
+    (tmp_path / "bad.html").write_text(
+        '<html lang="en"><link rel="icon" href="data:,"><title>Bad</title><main>'
+        '<h1>Bad</h1><p style="color: #ccc; background: #fff">pale</p>'
+        '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="></main></html>'
+    )
+    with Host(tmp_path) as address:
+        visit = Visit(browser, address)
+        found = " ".join(barriers(visit.go("bad.html")))
+        visit.page.close()
+    assert "color-contrast" in found
+    assert "image-alt" in found
 
 
 def test_slides_advance(browser, book):

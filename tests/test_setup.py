@@ -128,5 +128,5 @@ def test_make_lists_its_targets():
     done = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, env=os.environ
     )
-    for target in ("book", "test", "check", "slides", "clean", "setup"):
+    for target in ("book", "test", "check", "slides", "pdf", "clean", "setup"):
         assert f"\n{target} " in f"\n{done.stdout}"
