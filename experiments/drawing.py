@@ -27,6 +27,7 @@ NAMES = {
     "first_efficacy_top1": "top-1, first 32 edits",
     "untouched_top1": "top-1, other facts",
     "free_generation": "free writing",
+    "probability": "P(target)",
     "perplexity": "perplexity",
     "norm": "norm of the change",
 }

@@ -205,6 +205,7 @@ def statistics(results: Results) -> Iterator[tuple[str, Figure]]:
             part = [row for row in rows if row["method"] == name and not row["times"]]
             if any(row.get(value) is not None for row in part):
                 how = style(name) | {"linestyle": "", "markerfacecolor": "none"}
+                how |= {"marker": "X", "markersize": 5} if "," in name else {}
                 there = [{**row, "times": least} for row in part]
                 line(ax, there, x="times", value=value, label=f"{name}, C = I", **how)
 

@@ -29,7 +29,6 @@ BEGIN, END = "<!-- expected: begin -->", "<!-- expected: end -->"
 NOTHING = "not measured"
 LABELS = NAMES | {
     "log10_condition": "log10 of the condition",
-    "probability": "P(target)",
     "mlp": "effect of MLPs",
     "hidden": "effect of the state",
 }
