@@ -61,7 +61,7 @@ def row(app: Sphinx, page: str, chapter: str, *, exercises: bool) -> str:
     for kind, word in (("exercises", "sheet"), ("solutions", "sheet")):
         cells.append(
             f'<a class="reference internal" href="{stem}.{kind}.html" '
-            f'aria-label="{kind.capitalize()} of {name}">{word}</a> '
+            f'aria-label="Sheet of {kind}, {name}">{word}</a> '
             f'<span class="edu-pdf" data-file="{stem}.{kind}.pdf"></span>'
             if exercises
             else ""
