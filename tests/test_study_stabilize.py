@@ -18,7 +18,7 @@ from experiments.cures import CURES, Place, condition, pinv_update, system
 from experiments.study import Bank, Setup
 
 RESULTS = Path(stabilize.__file__).parent / "results"
-MODELS = ("pocket-llama",)
+MODELS = ("pocket-gptj-organism", "pocket-llama")
 
 
 @cache
