@@ -95,12 +95,12 @@ class Objective:
         """Measure the state, its norm and the essence before the search."""
         n, per_fact, _ = rows.ids.shape
         names = {self.site, self.block, self.last}
-        place = {"changed": rows.subject.flatten(), "mask": rows.mask.flatten(0, 1)}
+        changed, mask = rows.subject.flatten(), rows.mask.flatten(0, 1)
         with (
-            record_tail(self.model, self.layer, **place) as above,
+            record_tail(self.model, self.layer, changed=changed, mask=mask) as above,
             capture(self.model, names, stop=True) as seen,
         ):
-            run(seen, self.model, rows.ids.flatten(0, 1), rows.mask.flatten(0, 1))
+            run(seen, self.model, rows.ids.flatten(0, 1), mask)
 
         def at(name: str, row: int, place: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
             h = seen[name].unflatten(0, (n, -1))  # (n, rows, tokens, d_out)
