@@ -29,6 +29,7 @@ from edutools.exercises.problem import (
     check_radius,
 )
 from edutools.exercises.rome import check_rome_update
+from edutools.exercises.scaling import check_in_turn, check_seed_interval
 from edutools.exercises.sharing import check_adapter_change, check_moment_bytes
 from edutools.exercises.tracing import (
     check_corruption,
@@ -61,6 +62,7 @@ __all__ = [
     "check_gradient",
     "check_gradient_shift",
     "check_guess",
+    "check_in_turn",
     "check_integrated_gradients",
     "check_kl",
     "check_lam_for_share",
@@ -79,6 +81,7 @@ __all__ = [
     "check_rome_update",
     "check_score",
     "check_second_moment",
+    "check_seed_interval",
     "check_shared",
     "check_wilson",
 ]
