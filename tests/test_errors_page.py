@@ -118,7 +118,10 @@ def fits(pattern: str, message: str) -> bool:
     return re.fullmatch(".*".join(parts), message, re.DOTALL) is not None
 
 
-SOURCES = {path.name: path.read_text(encoding="utf-8") for path in MODULES}
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in MODULES
+}
 MESSAGES = messages(SOURCES)
 ENTRIES = entries(PAGE.read_text(encoding="utf-8"))
 PATTERNS = [pattern for _, patterns, _ in ENTRIES for pattern in patterns]
@@ -199,7 +202,7 @@ def test_the_page_stands_in_the_reference_before_the_package():
 def test_what_the_page_offers_to_catch_exists():
     for name in re.findall(r"\{exc\}`edutools\.(\w+\.\w+)`", PAGE.read_text()):
         module, error = name.split(".")
-        assert f"class {error}(" in SOURCES[f"{module}.py"]
+        assert f"class {error}(" in SOURCES[f"edutools/{module}.py"]
 
 
 # the instruments themselves
