@@ -9,7 +9,7 @@ import edutools as edu
 from experiments import choices
 
 RESULTS = Path(choices.__file__).parent / "results"
-MODELS = ("pocket-gptj-organism",)
+MODELS = ("pocket-gptj-organism", "pocket-llama")
 NUMBERS = ("efficacy", "paraphrase", "neighborhood", "score", "probability", "steps")
 
 

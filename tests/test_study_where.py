@@ -10,7 +10,7 @@ from experiments import where
 from experiments.compared import interval, ranks, spearman
 
 RESULTS = Path(where.__file__).parent / "results"
-MODELS = ("pocket-gptj-organism", "pocket-llama")
+MODELS = ("pocket-gptj-organism", "pocket-llama", "pocket-gptj")
 
 
 def rows(model: str) -> list[dict]:
