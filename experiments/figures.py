@@ -141,11 +141,11 @@ EDITED = {"score": "score (S)", "paraphrase": "PS", "probability": "P(target)"}
 
 def where(results: Results) -> Iterator[tuple[str, Figure]]:
     """What tracing says of each layer, and what an edit at it does."""
-    figure, axes = sheet(1, 2 * len(results), size=(2.3, 2.4))
+    figure, axes = sheet(len(results), 2, size=(3.4, 1.9))
     labels = [*TRACED.values(), *EDITED.values()]
-    for i, (model, rows) in enumerate(results.items()):
+    for own, (model, rows) in zip(axes, results.items(), strict=True):
         flat = by_layer(rows, [*TRACED, *EDITED])
-        for ax, names in zip(axes[0, 2 * i : 2 * i + 2], (TRACED, EDITED), strict=True):
+        for ax, names in zip(own, (TRACED, EDITED), strict=True):
             for name, label in names.items():
                 how = style(label, labels)
                 part = [row for row in flat if name in row]
