@@ -40,6 +40,10 @@ function nameButtons() {
     icon.removeAttribute("title");
   for (const title of document.querySelectorAll(".theme-switch-button title"))
     title.remove();
+  for (const drawn of document.querySelectorAll(".theme-switch-button svg")) {
+    drawn.removeAttribute("aria-labelledby");
+    drawn.setAttribute("aria-hidden", "true");
+  }
 }
 
 document.addEventListener("DOMContentLoaded", () => {
