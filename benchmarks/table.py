@@ -319,11 +319,20 @@ def block(folder: Path = RESULTS) -> str:
 
 def renewed(page: str, folder: Path = RESULTS) -> str:
     """The page with its block made from the results."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The page needs the lines {BEGIN!r} and {END!r}.")
-    return f"{before}{BEGIN}\n\n{block(folder)}\n{END}{after}"
+    return between(page, BEGIN, END, block(folder))
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """The page with this text between two of its lines.
+
+    Raises:
+        ValueError: if a line is not there.
+    """
+    before, first, rest = page.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"The page needs the lines {begin!r} and {end!r}.")
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 
 def main() -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import edutools as edu
-from benchmarks.table import many, table
+from benchmarks.table import between, many, table
 from edutools.outline import outline
 from edutools.plancli import describe_plan
 from edutools.planning import Scale, plan
@@ -341,7 +341,7 @@ $ python -m scripts.train_mend gptj-organism
 $ python -m experiments.mend gptj-organism
 ```
 
-On one core, 20 to 25 minutes for each model (`experiments/methods.md`). Subjects are
+On one shared core, 22 to 41 minutes for a model (`experiments/methods.md`). Subjects are
 those that no training has seen; intervals are over facts.""",
     "The studies": """\
 Each number is a mean over seeds, which draw other facts, with half of its 95 % interval
@@ -370,11 +370,7 @@ has measured them ({ref}`sec-speed`).""",
 
 def renewed(page: str, folder: Path = RESULTS) -> str:
     """The page with its block made anew."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The page needs the lines {BEGIN!r} and {END!r}.")
-    return f"{before}{BEGIN}\n\n{block(folder)}\n{END}{after}"
+    return between(page, BEGIN, END, block(folder))
 
 
 def main() -> None:
