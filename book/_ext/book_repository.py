@@ -1,4 +1,4 @@
-"""Repository, issue and Colab buttons for the pages, from one setting."""
+"""Repository, issue, Colab and Binder buttons of the pages, by one setting."""
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -13,7 +13,9 @@ def add_buttons(app: Sphinx, config: Config) -> None:
             "use_repository_button": True,
             "use_issues_button": True,
             "launch_buttons": {
-                "colab_url": "https://colab.research.google.com"
+                "notebook_interface": "jupyterlab",
+                "binderhub_url": "https://mybinder.org",
+                "colab_url": "https://colab.research.google.com",
             },
         }
 
