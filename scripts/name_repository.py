@@ -2,8 +2,8 @@
 
 Writes the address into _config.yml, which gives the pages their repository, issue,
 Colab and Binder buttons, and puts a first cell into every chapter that installs the
-package where it is missing, as on Colab. On the pages and slides that cell is not shown.
-Given again with another address it replaces the first.
+package where it is missing, as on Colab. Pages and slides do not show that cell. Given
+again with another address it replaces the first.
 """
 
 import argparse

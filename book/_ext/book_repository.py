@@ -1,4 +1,4 @@
-"""Repository, issue, Colab and Binder buttons of the pages, by one setting."""
+"""Repository, issue, Colab and Binder buttons of the pages, from one line."""
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
