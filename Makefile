@@ -8,6 +8,8 @@
 VENV ?= .venv
 FROM ?= fresh
 PYTEST_ARGS ?=
+# A file of tests, or a chapter, on each core; one thread each. PYTEST_ARGS=-n0: one by one.
+SIDE_BY_SIDE = --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTHON ?=
 PY := $(VENV)/bin/python
 
@@ -35,7 +37,8 @@ outputs: setup ## run every chapter and store its outputs in the notebook
 	@env -u EDUTOOLS_MODEL $(PY) -m scripts.run_notebooks --store
 
 test: setup ## all tests: units, doctests, notebooks, the built site in a browser
-	@env -u EDUTOOLS_MODEL $(PY) -m pytest $(PYTEST_ARGS)
+	@env -u EDUTOOLS_MODEL OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+		$(PY) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 check: setup ## style, types and floors
 	@sh scripts/setup.sh dev

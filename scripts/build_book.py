@@ -36,12 +36,14 @@ def stage(into: Path, *, fresh: bool) -> None:
     for path in into.rglob("*") if into.exists() else []:
         if path.is_file() and path not in wanted.values():
             path.unlink()
+    chapters = [s for s in wanted if fresh and s.suffix == ".ipynb"]
     for source, copy in wanted.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if fresh and source.suffix == ".ipynb":
-            run_notebooks.write(run_notebooks.run_and_report(source), copy)
-        elif not copy.exists() or not filecmp.cmp(source, copy, shallow=False):
+        same = copy.exists() and filecmp.cmp(source, copy, shallow=False)
+        if source not in chapters and not same:
             shutil.copyfile(source, copy)
+    for source, notebook in run_notebooks.run_each(chapters):
+        run_notebooks.write(notebook, wanted[source])
 
 
 def build(into: Path, *, fresh: bool) -> Path:

@@ -1,5 +1,8 @@
 """Run the chapters in fresh kernels, so that a second run changes nothing.
 
+Chapters run side by side, one on each core; but a model that is not one of the small
+ones has the machine for itself.
+
 python -m scripts.run_notebooks                  run all, say which outputs differ
 python -m scripts.run_notebooks --store [FILE]   run and store the outputs
 python -m scripts.run_notebooks --inspect FILE   only look at the stored state
@@ -7,9 +10,13 @@ python -m scripts.run_notebooks --inspect FILE   only look at the stored state
 
 import argparse
 import json
+import multiprocessing
+import os
 import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,6 +28,7 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 WIDGETS = "application/vnd.jupyter.widget-state+json"
+MOST = 4  # chapters at a time; each takes about a gigabyte
 
 
 def chapters() -> list[Path]:
@@ -160,7 +168,7 @@ def run_and_report(path: Path) -> NotebookNode:
     Raises:
         SystemExit: if a cell fails, with the cell and its error.
     """
-    name = path.relative_to(ROOT)
+    name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
     print(f"{name}: running ...", flush=True)
     start = time.monotonic()
     try:
@@ -174,6 +182,41 @@ def run_and_report(path: Path) -> NotebookNode:
     return fresh
 
 
+def at_a_time() -> int:
+    """How many chapters may run side by side."""
+    model = os.environ.get("EDUTOOLS_MODEL", "")
+    small = not model or model.startswith("pocket-")
+    cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return min(len(cores), MOST) if small else 1
+
+
+def run_each(paths: Sequence[Path]) -> Iterator[tuple[Path, NotebookNode]]:
+    """Run chapters, some side by side; give each as it is done.
+
+    Raises:
+        SystemExit: if a cell fails; chapters that have not begun are not run.
+    """
+    many = min(at_a_time(), len(paths))
+    if many < 2:
+        yield from ((path, run_and_report(path)) for path in paths)
+        return
+    # Large files first: they hold many figures and take long.
+    order = sorted(paths, key=lambda path: -path.stat().st_size)
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(many, fresh, _alone) as pool:
+        running = {pool.submit(run_and_report, path): path for path in order}
+        try:
+            for done in as_completed(running):
+                yield running[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _alone() -> None:
+    """A chapter beside others has one core; more threads would only wait."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run or inspect the chapters named, or all; exit code 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -181,18 +224,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", action="store_true", help="write the outputs back")
     parser.add_argument("--inspect", action="store_true", help="do not run anything")
     options = parser.parse_args(arguments)
+    paths = [file.resolve() for file in options.files] or chapters()
     failed = False
-    for path in [file.resolve() for file in options.files] or chapters():
-        if not options.inspect:
-            fresh = run_and_report(path)
-            if options.store:
-                write(fresh, path)
-            else:
-                failed |= bool(differences(read(path), fresh))
-            continue
-        for complaint in complaints(read(path)):
-            print(f"{path.relative_to(ROOT)}: {complaint}")
-            failed = True
+    if options.inspect:
+        for path in paths:
+            for complaint in complaints(read(path)):
+                print(f"{path.relative_to(ROOT)}: {complaint}")
+                failed = True
+        return int(failed)
+    for path, fresh in run_each(paths):
+        if options.store:
+            write(fresh, path)
+        else:
+            failed |= bool(differences(read(path), fresh))
     return int(failed)
 
 

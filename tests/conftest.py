@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -47,8 +48,12 @@ def tiny() -> Tiny:
 
 @pytest.fixture(scope="session")
 def pages() -> Path:
-    """The site, built from the outputs stored in the chapters."""
+    """The site, built from the outputs stored in the chapters.
+
+    Each process of tests builds its own, so that none reads what another one writes.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     try:
-        return build(ROOT / "_build" / "tested", fresh=False)
+        return build(ROOT / "_build" / f"tested{worker}", fresh=False)
     except SystemExit as error:
         pytest.fail(str(error), pytrace=False)

@@ -109,3 +109,36 @@ def test_changed_outputs_are_named(chapter):
     other.cells[1] = code("print(4)")
     assert run_notebooks.differences(other, fresh) == [1]
     assert run_notebooks.differences(fresh, fresh) == []
+
+
+def run_together(monkeypatch, paths, at_a_time):
+    monkeypatch.setattr(run_notebooks, "at_a_time", lambda: at_a_time)
+    return dict(run_notebooks.run_each(paths))
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_chapters_run_side_by_side_as_they_do_alone(chapter, monkeypatch, at_a_time):
+    other = chapter.with_name("other.ipynb")
+    nbformat.write(new_notebook(cells=[new_code_cell("print('other')")]), other)
+    found = run_together(monkeypatch, [chapter, other], at_a_time)
+    assert found[chapter].cells[0].outputs[0].text == "1\n2\n"
+    assert found[other].cells[0].outputs[0].text == "other\n"
+
+
+def test_a_failing_chapter_ends_the_others(chapter, monkeypatch):
+    bad = chapter.with_name("bad.ipynb")
+    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0" + "\n" * 9999)]), bad)
+    with pytest.raises(SystemExit, match=r"(?s)bad\.ipynb: a cell failed.*ZeroDiv"):
+        run_together(monkeypatch, [chapter, bad], 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "alone"),
+    [(None, False), ("pocket-llama", False), ("EleutherAI/gpt-j-6b", True)],
+)
+def test_a_large_model_has_the_machine_for_itself(monkeypatch, model, alone):
+    monkeypatch.delenv("EDUTOOLS_MODEL", raising=False)
+    if model is not None:
+        monkeypatch.setenv("EDUTOOLS_MODEL", model)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16), raising=False)
+    assert run_notebooks.at_a_time() == (1 if alone else run_notebooks.MOST)
