@@ -1,8 +1,10 @@
 """The built book in a real browser: math, sliders, slides, widths, light and dark."""
 
 import functools
+import gzip
 import http.server
 import os
+import re
 import shutil
 import threading
 from contextlib import suppress
@@ -192,6 +194,29 @@ def test_page(browser, book, address, width, scheme):
     assert page.locator("mjx-merror").count() == 0
     use_sliders(page)
     visit.close()
+
+
+MOST = 1_500_000  # bytes of a page, without the pictures of figures with sliders
+PACKED = ("text/", "javascript", "json", "svg")  # what hosts of pages compress
+
+
+def weight(response) -> int:
+    """Bytes that travel for an answer, from a host that compresses texts."""
+    body, kind = response.body(), response.headers.get("content-type", "")
+    if "html" in kind:
+        body = re.sub(rb"data:image/[^\"']+", b"", body)
+    return len(gzip.compress(body)) if any(x in kind for x in PACKED) else len(body)
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_page_is_light(browser, book, address):
+    visit, answers = Visit(browser, book), []
+    visit.page.on("response", answers.append)
+    settle(visit.go(address))
+    weights = {a.url.removeprefix(book): weight(a) for a in answers if a.ok}
+    visit.close()
+    heavy = sorted(weights.items(), key=lambda pair: -pair[1])[:5]
+    assert sum(weights.values()) <= MOST, heavy
 
 
 # Formulas of which a part lies behind an edge that does not scroll.
