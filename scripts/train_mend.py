@@ -5,7 +5,6 @@ interrupted goes on from its last checkpoint when the command is given again.
 """
 
 import argparse
-import copy
 import random
 import shutil
 import time
@@ -28,25 +27,11 @@ HELD_OUT = 100  # subjects that tell when to stop
 ROUNDS = 10  # how often each fact is in the training, on average
 
 
-def read_recipe(name: str) -> tuple[MEND, list[Training], float]:
-    """A pocket model's MEND before training, the settings of each stage, the strength.
-
-    By the strength the learned rates are multiplied in the end.
-    """
+def read_recipe(name: str) -> tuple[MEND, Training]:
+    """A pocket model's MEND before training, and the settings of the training."""
     rows = tomllib.loads((HERE / "mend.toml").read_text(encoding="utf-8"))
-    first = rows["common"] | rows.get(name, {})
-    later, strength = first.pop("then", None), first.pop("strength")
-    stages = [first] if later is None else [first, first | later]
     mend = read(MEND, preset_row("MEND", f"pocket-{name}"))
-    return mend, [read(Training, stage) for stage in stages], strength
-
-
-def strengthened(mend: MEND, strength: float) -> MEND:
-    """The same with its rates α multiplied."""
-    editors = copy.deepcopy(mend.editors)
-    assert editors is not None  # it is trained
-    editors.alpha.data *= strength
-    return replace(mend, editors=editors)
+    return mend, read(Training, rows["common"] | rows.get(name, {}))
 
 
 def without(world: World, subjects: set[str]) -> World:
@@ -119,24 +104,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="fewer steps, to try it out")
     args = parser.parse_args()
     transformers.logging.disable_progress_bar()
-    mend, stages, strength = read_recipe(args.name)
+    mend, training = read_recipe(args.name)
     if args.steps is not None:
-        stages = [replace(stage, steps=args.steps) for stage in stages]
+        training = replace(training, steps=args.steps)
     out = args.out or edu.pocket(args.name) / "mend"
     model, tokenizer = edu.load(f"pocket-{args.name}")
     cases, held_out, _ = split_cases(build_world())
     kept = out.with_name(f"{out.name}.training")
     begun = time.perf_counter()
-    for i, training in enumerate(stages):
-        mend = replace(mend, seed=i).fit(  # each stage draws afresh
-            model,
-            tokenizer,
-            cases,
-            held_out=held_out,
-            training=training,
-            checkpoint=kept / str(i),
-        )
-    mend = replace(strengthened(mend, strength), seed=0)
+    mend = mend.fit(
+        model,
+        tokenizer,
+        cases,
+        held_out=held_out,
+        training=training,
+        checkpoint=kept,
+    )
     mend.save_pretrained(out)
     shutil.rmtree(kept)
     print(f"{out}: {(time.perf_counter() - begun) / 60:.1f} minutes")
