@@ -341,8 +341,9 @@ $ python -m scripts.train_mend gptj-organism
 $ python -m experiments.mend gptj-organism
 ```
 
-On one shared core, 22 to 41 minutes for a model (`experiments/methods.md`). Subjects
-are those that no training has seen; intervals are over facts.""",
+On one shared core, 20 to 40 minutes for a model, by the core's speed
+(`experiments/methods.md`). Subjects are those that no training has seen; intervals are
+over facts.""",
     "The studies": """\
 Each number is a mean over seeds, which draw other facts, with half of its 95 % interval
 by Student's t. On the same versions the same numbers should come out to about three
