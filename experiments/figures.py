@@ -80,7 +80,7 @@ KINDS |= {"ends": "first and last of three"}
 
 def distribution(results: Results) -> Iterator[tuple[str, Figure]]:
     """Scores and perplexities of each method, a line for each distribution."""
-    values = ("score", "paraphrase", "neighborhood", "perplexity")
+    values = ("efficacy", "score", "untouched_top1", "perplexity")
     for model, rows in results.items():
         methods = list(dict.fromkeys(row["method"] for row in rows))
         figure, axes = sheet(len(methods), len(values))

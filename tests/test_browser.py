@@ -211,7 +211,7 @@ def weight(response) -> int:
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_a_page_is_light(browser, book, address):
     visit, answers = Visit(browser, book), []
-    visit.page.on("response", answers.append)
+    visit.page.on("response", lambda answer: answers.append(answer))
     settle(visit.go(address))
     weights = {a.url.removeprefix(book): weight(a) for a in answers if a.ok}
     visit.close()
