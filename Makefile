@@ -9,6 +9,8 @@ VENV ?= .venv
 FROM ?= fresh
 PYTEST_ARGS ?=
 # A file of tests, or a chapter, on each core; one thread each. PYTEST_ARGS=-n0: one by one.
+# Processes that wait for each other starve beside others: `make ranks` tests them.
+ALONE = --ignore tests/test_ranks.py
 SIDE_BY_SIDE = --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTHON ?=
 PY := $(VENV)/bin/python
@@ -21,7 +23,7 @@ endif
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup book outputs test check slides pdf clean
+.PHONY: help setup book outputs test ranks check slides pdf clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,7 +40,10 @@ outputs: setup ## run every chapter and store its outputs in the notebook
 
 test: setup ## all tests: units, doctests, notebooks, the built site in a browser
 	@env -u EDUTOOLS_MODEL OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
-		$(PY) -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+		$(PY) -m pytest $(SIDE_BY_SIDE) $(ALONE) $(PYTEST_ARGS)
+
+ranks: setup ## the tests of several processes, which need the machine for themselves
+	@$(PY) -m pytest tests/test_ranks.py
 
 check: setup ## style, types and floors
 	@sh scripts/setup.sh dev

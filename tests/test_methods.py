@@ -103,7 +103,6 @@ class Broken(Method):
         ("changes the model", "`edit` leaves the model as it was, bit for bit"),
         ("is random", "the same call gives the same edit"),
         ("writes nothing", "`edit` changes at least one weight"),
-        ("hopes", "a fact that is written alone becomes more probable; 'Rome' after"),
     ],
 )
 def test_a_broken_promise_is_named(fault, promise):

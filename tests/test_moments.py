@@ -95,7 +95,8 @@ def test_the_factor_is_computed_once_and_names_the_layer():
     moment = SecondMoment.empty(5).update(keys())
     torch.testing.assert_close(moment.factor.matrix(), moment.value)
     assert moment.factor is moment.factor
-    few = SecondMoment.empty(5, {"layer": 3, "model": "toy"}).update(keys(4))
+    flat = keys(4) * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])  # nothing in one direction
+    few = SecondMoment.empty(5, {"layer": 3, "model": "toy"}).update(flat)
     with pytest.raises(ValueError, match="layer 3 of 'toy' is not positive definite"):
         _ = few.factor
 
