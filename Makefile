@@ -9,7 +9,7 @@ VENV ?= .venv
 FROM ?= fresh
 PYTEST_ARGS ?=
 # A file of tests, or a chapter, on each core; one thread each. PYTEST_ARGS=-n0: one by one.
-# Processes that wait for each other starve beside others: `make ranks` tests them.
+# Processes that wait for each other starve beside others: `ranks` comes before the rest.
 ALONE = --ignore tests/test_ranks.py
 SIDE_BY_SIDE = --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTHON ?=
@@ -38,12 +38,12 @@ book: setup ## run every chapter and build the book; FROM=stored builds without 
 outputs: setup ## run every chapter and store its outputs in the notebook
 	@env -u EDUTOOLS_MODEL $(PY) -m scripts.run_notebooks --store
 
-test: setup ## all tests: units, doctests, notebooks, the built site in a browser
+test: setup $(if $(PYTEST_ARGS),,ranks) ## all tests: units, doctests, notebooks, the built site in a browser
 	@env -u EDUTOOLS_MODEL OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
 		$(PY) -m pytest $(SIDE_BY_SIDE) $(ALONE) $(PYTEST_ARGS)
 
 ranks: setup ## the tests of several processes, which need the machine for themselves
-	@$(PY) -m pytest tests/test_ranks.py
+	@env -u EDUTOOLS_MODEL $(PY) -m pytest tests/test_ranks.py
 
 check: setup ## style, types and floors
 	@sh scripts/setup.sh dev
