@@ -10,7 +10,7 @@ FROM ?= fresh
 PYTEST_ARGS ?=
 # A file of tests, or a chapter, on each core; one thread each. PYTEST_ARGS=-n0: one by one.
 # Processes that wait for each other starve beside others: `ranks` comes before the rest.
-ALONE = --ignore tests/test_ranks.py
+ALONE = $(if $(PYTEST_ARGS),,--ignore tests/test_ranks.py)
 SIDE_BY_SIDE = --numprocesses auto --maxprocesses 4 --dist loadfile
 PYTHON ?=
 PY := $(VENV)/bin/python

@@ -88,6 +88,9 @@ class Broken(Method):
         if self.fault == "is random":
             self.calls.append(1)
             left = left * len(self.calls)
+        if self.fault in ("hopes", "fears"):  # one is against the fact, whichever
+            signs = torch.arange(len(left))[:, None] % 2 * 2.0 - 1
+            left = signs if self.fault == "hopes" else -signs
         if self.fault == "writes nothing":
             return Edit({})
         return Edit({name: LowRank(1e-3 * left, torch.ones(1, weight.shape[1]))})
@@ -108,6 +111,20 @@ class Broken(Method):
 def test_a_broken_promise_is_named(fault, promise):
     with pytest.raises(AssertionError, match=f"On 'gptj': Broken promise: {promise}"):
         check_method(Broken(fault=fault), kinds=["gptj"])
+
+
+def test_a_change_against_the_fact_is_a_broken_promise():
+    found = []
+    for fault in ("hopes", "fears"):
+        try:
+            check_method(Broken(fault=fault), kinds=["gptj"])
+        except AssertionError as error:
+            found.append(str(error))
+    promise = (
+        "Broken promise: a fact that is written alone becomes more probable; 'Rome'"
+    )
+    assert found
+    assert all(promise in text for text in found)
 
 
 def test_moments_that_are_not_asked_for_are_a_broken_promise(monkeypatch):
