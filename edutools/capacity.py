@@ -30,7 +30,7 @@ def facts_per_pass(objective: Objective, rows: SearchRows) -> int:
     """
     if not on_gpu(objective.model):
         changed, mask = rows.subject.flatten(), rows.mask.flatten(0, 1)
-        tail = Tail(objective.model, objective.layer, changed, mask)
+        tail = Tail(objective.model, objective.layer + 1, changed, mask)
         return max(1, TOKENS // (len(changed) * tail.width))
     need = kept_bytes(objective, rows)
     fits = [

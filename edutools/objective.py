@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from edutools.arch import n_layers
-from edutools.hooks import capture, patch
+from edutools.hooks import capture
 from edutools.keyvalue import ValueSearch, site_name
 from edutools.rows import SearchRows
 from edutools.scoring import final_logits, run
@@ -31,7 +31,7 @@ class Start:
         initial: state at the site, bare prompt, subject's last token.
         radius: how long δ may become.
         essence: log-probabilities of the essence prompt's next word.
-        above: the blocks from the layer on, with the states that reach them: δ changes
+        above: the blocks above the layer, with the states that reach them: δ changes
             nothing below, and nothing that stands before the subject's last token.
         recorded: which of these states belongs to each row.
 
@@ -61,9 +61,11 @@ class Objective:
 
     Args:
         model: is run, never changed.
-        layer: where δ is added; only the blocks from here on are run in each step, for
-            the tokens from the subject's last one on (see `edutools.suffix.Tail`).
-        site: name of the module to whose output δ is added.
+        layer: where δ is added; only the blocks above it are run in each step, for the
+            tokens from the subject's last one on (see `edutools.suffix.Tail`). What a
+            block returns is a sum, so that δ on its MLP's output is δ on what the next
+            block receives.
+        site: name of the module whose output, with δ, is the value.
         block: name of the block around it.
         last: name of the last block, whose output the head reads.
         search: weights of the parts of the loss.
@@ -96,8 +98,9 @@ class Objective:
         n, per_fact, _ = rows.ids.shape
         names = {self.site, self.block, self.last}
         changed, mask = rows.subject.flatten(), rows.mask.flatten(0, 1)
+        recorded = record_tail(self.model, self.layer + 1, changed=changed, mask=mask)
         with (
-            record_tail(self.model, self.layer, changed=changed, mask=mask) as above,
+            recorded as above,
             capture(self.model, names, stop=True) as seen,
         ):
             run(seen, self.model, rows.ids.flatten(0, 1), mask)
@@ -171,17 +174,13 @@ class Objective:
     def _last(
         self, rows: SearchRows, start: Start, delta_h: Float[Tensor, "n d_out"]
     ) -> Float[Tensor, "n rows window d_out"]:
-        """States after the last block when δ is added at the site."""
+        """States after the last block when δ is added to what the layer returns."""
         n, per_fact, _ = rows.ids.shape
         shift = delta_h.repeat_interleave(per_fact, 0)  # (n·rows, d_out)
         recorded = start.recorded.flatten()
         where = rows.subject.flatten() - start.above.starts[recorded]
-
-        def add(h: Tensor) -> Tensor:  # (n·rows, window, d_out)
-            at = (torch.arange(len(h), device=h.device), where.to(h.device))
-            return h.index_put(at, (h[at].float() + shift.to(h.device)).to(h.dtype))
-
-        below = start.above.begin(recorded)  # (n·rows, window, d_out)
-        with patch(self.model, {self.site: add}):
-            after = start.above.run(below, self.layer, rows=recorded)
+        h = start.above.begin(recorded)  # (n·rows, window, d_out)
+        at = (torch.arange(len(h), device=h.device), where.to(h.device))
+        h = h.index_put(at, (h[at].float() + shift.to(h.device)).to(h.dtype))
+        after = start.above.run(h, self.layer + 1, rows=recorded)
         return after.unflatten(0, (n, per_fact))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -90,5 +91,10 @@ def provenance(model: PreTrainedModel) -> dict[str, Any]:
         "revision": getattr(model.config, "_commit_hash", None),
         "model_type": model.config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": {name: _installed(name) for name in ("torch", "transformers")},
     }
+
+
+@cache  # it is looked up in files, for each edit again
+def _installed(name: str) -> str:
+    return version(name)

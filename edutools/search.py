@@ -88,8 +88,8 @@ def target_states(
     """Search, for each fact, the state at its subject that makes the model say it.
 
     All facts of a batch are searched together; a finished one leaves the batch. Facts
-    do not influence one another: the result is that of one search per fact. What lies
-    below the layer is computed once, since δ does not change it. Weights and their
+    do not influence one another: the result is that of one search per fact. The blocks
+    up to the layer are run once, since δ does not change them. Weights and their
     gradients stay untouched; δ is float32 whatever the model is.
 
     Args:

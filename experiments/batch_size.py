@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import edutools as edu
 from edutools.method import Method
-from experiments.compared import closed_forms, in_turn, layers_of, norm, write
+from experiments.compared import closed_forms, layers_of, norm, write
+from experiments.sequences import in_turn
 from experiments.study import (
     Bank,
     Setup,

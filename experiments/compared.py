@@ -1,8 +1,7 @@
-"""The methods that the studies compare, how facts are written one after another, and
-how the numbers of several draws are compared."""
+"""The methods that the studies compare, and how the numbers of several draws are."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
 
@@ -54,39 +53,6 @@ def write(
         moments=moments,
         find=bank if method.searches else None,
     )
-
-
-def in_turn(
-    setup: Setup,
-    cases: Sequence[edu.Case],
-    method: Method,
-    moments: Moments,
-    *,
-    batch: int = 1,
-) -> Iterator[tuple[int, edu.Edit]]:
-    """Batch after batch, each found on the model as the earlier ones have left it.
-
-    Keys of earlier batches are handed on to methods that spare them.
-
-    Yields:
-        How many cases are written, and the sum of all edits so far.
-    """
-    total = edu.Edit()
-    for first in range(0, len(cases), batch):
-        part = cases[first : first + batch]
-        with total.applied(setup.model):
-            more = write(setup, part, method, moments)
-        total = total + more
-        if isinstance(method, BatchMethod) and method.remembers:
-            with total.applied(setup.model):
-                moments = edu.remember(
-                    setup.model,
-                    setup.tokenizer,
-                    [case.fact for case in part],
-                    method=method,
-                    moments=moments,
-                )
-        yield first + len(part), total
 
 
 def norm(change: edu.Edit) -> float:

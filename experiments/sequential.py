@@ -3,35 +3,46 @@
 ``python -m experiments.sequential``: ROME with the two keys that released code mixes
 and with one key, EMMET, MEMIT, ENCORE and AlphaEdit, one fact at a time and in batches
 of 16 and 100. At some points the last edits, the first ones, other facts and ordinary
-texts are measured.
+texts are measured. A sequence ends when the model has lost half of the other facts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import edutools as edu
-from edutools.method import Method
-from experiments.compared import closed_forms, in_turn, layers_of, norm, one_layer
+from edutools.method import Moments
+from experiments.choices import contexts
+from experiments.compared import closed_forms, layers_of, norm, one_layer
+from experiments.given import only
+from experiments.sequences import Line, OneLayer, write_next
 from experiments.study import Setup, Unit, arguments, command, report, scores, study
 
-POINTS = (1, 4, 16, 32, 64, 100, 200, 300, 500, 700, 1000)
+POINTS = (1, 4, 16, 64, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000)
 SHOWN = 32  # of the last and of the first edits
 FIRST = ("efficacy", "efficacy_top1")  # what is told of the first ones
 BATCHES = (1, 16, 100)
+LOST = 0.5  # of the other facts: there a sequence ends
 
 
-def methods(setup: Setup) -> dict[str, Method]:
-    """The methods that are compared, with every choice written down."""
+def methods(setup: Setup) -> dict[str, OneLayer]:
+    """The methods that are compared, with every choice written down.
+
+    Keys and values are taken on the bare prompt and one text in front of it, which does
+    as well as the presets' four (see `experiments.choices`) in half of the time.
+    """
     rome = edu.ROME.preset(setup.name)
-    found: dict[str, Method] = {
+    found: dict[str, OneLayer] = {
         "ROME, two keys": replace(rome, key="mixed"),
         "ROME": rome,
     }
     if setup.has("ENCORE"):
         found["ENCORE"] = one_layer(edu.ENCORE.preset(setup.name))
+    found |= closed_forms(setup)
     return {
-        **{n: m.resolved(setup.model, setup.tokenizer) for n, m in found.items()},
-        **closed_forms(setup),
+        name: replace(
+            method, search=replace(method.search, contexts=contexts(1))
+        ).resolved(setup.model, setup.tokenizer)
+        for name, method in found.items()
     }
 
 
@@ -43,33 +54,62 @@ def main(argv: Sequence[str] | None = None) -> None:
     most = min(given.limit or POINTS[-1], setup.most)
     units = [
         {"method": name, "batch": batch, "n": most, "seed": seed}
-        for seed in range(given.seeds)
         for name, method in compared.items()
         for batch in BATCHES
         if batch == 1 or (method.several and batch <= most)
+        for seed in range(given.seeds)
     ]
+    seeds = sorted({unit["seed"] for unit in only(units, given.unit)})
+    grown: dict[tuple[str, int], dict[int, Unit]] = {}
 
     def measure(unit: Unit) -> Unit:
-        cases = setup.draw(most, unit["seed"])
-        method, batch = compared[unit["method"]], unit["batch"]
-        points, seen = [], 0
-        try:
-            for done, total in in_turn(setup, cases, method, moments, batch=batch):
-                if any(seen < point <= done for point in POINTS):
-                    points.append({"edits": done} | at(cases[:done], total, unit))
-                seen = done
-        except (ValueError, RuntimeError) as error:
-            return {"points": points, "stopped": f"after {seen}: {error}"}
-        return {"points": points}
-
-    def at(cases: Sequence[edu.Case], total: edu.Edit, unit: Unit) -> Unit:
-        with total.applied(setup.model):
-            last = scores(setup, cases[-SHOWN:], seed=unit["seed"])
-            first = report(setup, cases[:SHOWN])
-        early = {f"first_{k}": first[k] for k in FIRST if k in first}
-        return last | early | {"norm": norm(total)}
+        """All seeds of a method at once, when the first of them is wanted."""
+        name, batch = unit["method"], unit["batch"]
+        if (name, batch) not in grown:
+            draws = {seed: setup.draw(most, seed) for seed in seeds}
+            grown[name, batch] = grow(setup, draws, compared[name], moments, batch)
+        return grown[name, batch][unit["seed"]]
 
     study("sequential", given, setup, units, measure)
+
+
+def grow(
+    setup: Setup,
+    draws: Mapping[int, Sequence[edu.Case]],
+    method: OneLayer,
+    moments: Moments,
+    batch: int,
+) -> dict[int, Unit]:
+    """By seed, what was measured along a sequence, and where and why it ended."""
+    lines = {seed: Line(cases, moments) for seed, cases in draws.items()}
+    rows: dict[int, Unit] = {seed: {"points": []} for seed in draws}
+    running, seen = list(lines), 0
+    while running := [seed for seed in running if lines[seed].next(1)]:
+        chosen = [lines[seed] for seed in running]
+        wrong = write_next(setup, chosen, method, batch=batch)
+        for i, error in wrong.items():
+            rows[running[i]]["stopped"] = f"after {seen}: {error}"
+        done = max(line.done for line in chosen)
+        if any(seen < point <= done for point in POINTS):
+            for seed in (s for s in running if "stopped" not in rows[s]):
+                at = measured(setup, lines[seed], seed)
+                rows[seed]["points"].append(at)
+                if at["untouched_top1"] < LOST:
+                    rows[seed]["lost_half"] = done
+        seen = done
+        ended = ("stopped", "lost_half")
+        running = [s for s in running if not any(name in rows[s] for name in ended)]
+    return rows
+
+
+def measured(setup: Setup, line: Line, seed: int) -> Unit:
+    """How the model does now: the last edits, the first ones and everything else."""
+    cases = line.cases[: line.done]
+    with line.total.applied(setup.model):
+        told = scores(setup, cases[-SHOWN:], seed=seed)
+        first = told if line.done <= SHOWN else report(setup, cases[:SHOWN])
+    early = {f"first_{name}": first[name] for name in FIRST if name in first}
+    return {"edits": line.done} | told | early | {"norm": norm(line.total)}
 
 
 if __name__ == "__main__":

@@ -209,13 +209,13 @@ def blocks_run(model, facts, tokenizer, layer, **options):
     return rows.tolist(), found
 
 
-def test_what_lies_below_the_layer_is_computed_once(taught):
+def test_what_lies_below_and_the_layer_itself_are_computed_once(taught):
     search = replace(SEARCH, steps=4, stop_loss=0.0)
     rows, _ = blocks_run(taught[0], FACTS, taught[1], 1, search=search)
     each = 3 * (len(GIVEN.given) + 1)  # facts · (contexts and the essence)
-    assert rows[0] == [each, 0]
+    assert rows[0] == rows[1] == [each, 0]
     # Once before the search; the last evaluation, which only measures; the others.
-    assert rows[1] == rows[2] == [2 * each, 3 * each]
+    assert rows[2] == [2 * each, 3 * each]
 
 
 def test_a_finished_fact_costs_nothing(taught):

@@ -20,13 +20,13 @@ import torch
 from recorded import Record, Table, fact_of, records, relative
 from recorded_mend import editors_of, layers_of, names_of
 
-from edutools.arch import architecture_of
+from edutools.arch import architecture_of, submodule
 from edutools.batch import EMMET, MEMIT, BatchMethod
 from edutools.change import Edit
 from edutools.contexts import BARE, Contexts
 from edutools.factors import Factors, gradient_factors
 from edutools.facts import Case, Fact
-from edutools.hooks import capture, patch
+from edutools.hooks import capture
 from edutools.keyvalue import ValueSearch, at_subject, keys, site_name, states
 from edutools.mend import MEND
 from edutools.methods import edit
@@ -365,17 +365,18 @@ def check_search(record: Record, found: TargetStates, name: str, table: Table) -
 
 
 def shifts(record: Record, fact: Fact, layer: int, search: ValueSearch):
-    """δ at the start of each evaluation, seen from outside: as added at the site."""
+    """δ at the start of each evaluation, seen from outside: in front of a block."""
     model, tokenizer = record.both
     place = fill(fact).span(tokenizer)[1] - 1
     seen = []
 
-    def look(h):
-        seen.append(h[0, place].detach().double())  # the bare prompt
-        return h
+    def look(_block, args):
+        seen.append(args[0][0, place].detach().double())  # the bare prompt
 
-    with patch(model, {site_name(model, layer, search.site): look}):
-        target_states(model, tokenizer, [fact], layer, search=search)
+    above = submodule(model, site_name(model, layer + 1, "block"))
+    hook = above.register_forward_pre_hook(look)
+    target_states(model, tokenizer, [fact], layer, search=search)
+    hook.remove()
     return torch.stack(seen[1:]) - seen[0]
 
 
