@@ -1,6 +1,7 @@
 """House rules that no tool checks."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,38 +75,46 @@ def test_the_api_page_shows_every_module():
 
 IMPORT = """
 import logging, random, sys, time
+start = time.process_time()
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 before = torch.random.get_rng_state(), random.getstate(), list(logging.root.handlers)
-loaded, start = set(sys.modules), time.process_time()
+loaded, between = set(sys.modules), time.process_time()
 import edutools
-seconds = time.process_time() - start
+theirs, ours = between - start, time.process_time() - between
 after = torch.random.get_rng_state(), random.getstate(), list(logging.root.handlers)
 assert torch.equal(before[0], after[0]) and before[1:] == after[1:], "state changed"
 new = {name.split(".")[0] for name in set(sys.modules) - loaded}
-print(seconds, *sorted(new))
+print(ours, theirs, *sorted(new))
 """
-SECONDS = 0.6  # below 0.2 on a quiet machine of today; slow and busy ones need more
+SECONDS, SHARE = 0.2, 0.04  # the share is for slow and busy machines
 
 
-def imported() -> tuple[float, set[str]]:
-    """What `import edutools` adds to torch and transformers: seconds and packages."""
+def imported() -> tuple[float, float, set[str]]:
+    """What `import edutools` adds to torch and transformers, and what those need.
+
+    In seconds of the processor, once Python has kept what it compiles.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", IMPORT],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": ""},
     )
     assert not done.returncode, done.stderr
-    seconds, *packages = done.stdout.split()
-    return float(seconds), set(packages)
+    ours, theirs, *packages = done.stdout.split()
+    return float(ours), float(theirs), set(packages)
 
 
 def test_importing_is_quiet_light_and_quick():
     heavy = {"matplotlib", "ipywidgets", "pandas", "datasets", "peft", "accelerate"}
     needed = []
-    for _ in range(3):  # the first time may include compiling
-        seconds, packages = imported()
+    for _ in range(4):  # the first time compiles
+        ours, theirs, packages = imported()
         assert "edutools" in packages
         assert not packages & {"typer", *heavy}
-        needed.append(seconds)
-        if seconds < SECONDS:
+        needed.append((ours, theirs))
+        if ours < max(SECONDS, SHARE * theirs):
             return
-    pytest.fail(f"import edutools needs {needed} seconds; wanted below {SECONDS}")
+    pytest.fail(f"import edutools needs {needed} seconds, ours and the others'")

@@ -12,7 +12,7 @@ from experiments.compared import kendall
 from experiments.study import Setup
 
 RESULTS = Path(conventions.__file__).parent / "results"
-MODELS = ("pocket-gptj-organism",)
+MODELS = ("pocket-gptj-organism", "pocket-llama")
 METHODS = [
     *("MEMIT", "EMMET", "AlphaEdit", "FT-L", "MEND"),
     *("ROME", "p-ROME", "ROME, two keys", "unedited"),

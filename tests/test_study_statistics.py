@@ -15,7 +15,7 @@ from experiments import ladder, statistics
 from experiments.study import Setup
 
 RESULTS = Path(statistics.__file__).parent / "results"
-MODELS = ("pocket-gptj-organism",)
+MODELS = ("pocket-gptj-organism", "pocket-llama")
 
 
 @cache
