@@ -142,15 +142,22 @@ def _probed(
 
 
 @contextmanager
-def adding(model: nn.Module, changes: Mapping[str, Pair]) -> Iterator[None]:
+def adding(
+    model: nn.Module,
+    changes: Mapping[str, Pair],
+    *,
+    groups: Int[Tensor, " rows"] | None = None,
+) -> Iterator[None]:
     """Let groups of rows see weights changed in their own way, without changing any.
 
-    Rows come group by group, equally many each. A change (a, b) of a group adds
-    Σ b_r a_rᵀ to the weight that its rows see. Gradients flow to a and b.
+    A change (a, b) of a group adds Σ b_r a_rᵀ to the weight that its rows see.
+    Gradients flow to a and b.
 
     Args:
         model: with the named linear maps.
-        changes: name -> (a, b), one row per rank.
+        changes: name -> (a, b), for each group one row per rank.
+        groups: whose change each row sees. None: rows come group by group, equally
+            many each.
 
     Book: sec-mend-training
     """
@@ -158,8 +165,10 @@ def adding(model: nn.Module, changes: Mapping[str, Pair]) -> Iterator[None]:
     def hook(a: Tensor, b: Tensor):
         def add(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             u, d = a.to(output.device), b.to(output.device)
-            x = args[0].reshape(len(a), -1, args[0].shape[-1]).to(u)
-            more = (x @ u.transpose(1, 2)) @ d  # (groups, rows, d_out)
+            if groups is not None:
+                u, d = (x.index_select(0, groups.to(x.device)) for x in (u, d))
+            x = args[0].reshape(len(u), -1, args[0].shape[-1]).to(u)
+            more = (x @ u.transpose(1, 2)) @ d  # (groups or rows, tokens, d_out)
             return output + more.reshape(output.shape).to(output.dtype)
 
         return add

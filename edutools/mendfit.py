@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, cat
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edutools.checks import typed
@@ -26,7 +26,7 @@ from edutools.prompts import fill
 from edutools.rows import AnswerRows, answer_rows, locate
 from edutools.scoring import answer_logits
 
-__all__ = ["EditBatch", "Training", "draw_batch", "edit_loss", "mean_divergence"]
+__all__ = ["EditBatch", "Training", "divergence", "draw_batch", "edit_loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +202,32 @@ def edit_loss(
         constants.
     Book: sec-mend-training
     """
+    changes = _changes(model, editors, batch, learn=learn)
+    rows = torch.arange(len(batch.judged.ids))
+    per_group = len(rows) // batch.groups
+    stays = rows % per_group >= batch.rephrasings  # neighbors
+    edit, locality = [], []
+    with evaluating(model), frozen(model):
+        for part in _of_like_length(batch.judged):
+            judged, near = batch.judged.pick(part), stays[part].nonzero()[:, 0]
+            with adding(model, changes, groups=part // per_group):
+                after = answer_logits(model, judged)  # (part, answer, vocab)
+            reached = (~stays[part]).to(after.device)
+            edit.append(mean_nll(after, judged)[reached])
+            if len(near):
+                same = judged.pick(near)
+                with torch.no_grad():
+                    before = answer_logits(model, same)  # (near, answer, vocab)
+                after = after[near.to(after.device), : before.shape[1]]
+                locality.append(divergence(before, after, same.valid))
+    nothing = [edit[0].new_zeros(1)]
+    return {"edit": cat(edit).mean(), "locality": cat(locality or nothing).mean()}
+
+
+def _changes(
+    model: PreTrainedModel, editors: Editors, batch: EditBatch, *, learn: bool
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The change of each weight for each group, in factors as `adding` takes them."""
     factors = gradient_factors(model, batch.edits, editors.names)
     if editors.tokens == "subject":
         factors = {name: found.at(batch.subject) for name, found in factors.items()}
@@ -212,42 +238,30 @@ def edit_loss(
         u, d = editors.transform(name, found)  # (edits, tokens, size)
         u, d = (x.unflatten(0, (batch.groups, -1)).flatten(1, 2) for x in (u, d))
         changes[name] = (u, -editors.alpha[i] * d)
-    kept = _neighbors(batch)
-    with evaluating(model), frozen(model):
-        with adding(model, changes):
-            after = answer_logits(model, batch.judged)  # (rows, answer, vocab)
-        nll = mean_nll(after, batch.judged)  # (rows,)
-        rephrased = torch.ones(len(nll), dtype=torch.bool)
-        rephrased[kept] = False
-        parts = {"edit": nll[rephrased.to(nll.device)].mean()}
-        if not len(kept):
-            return parts | {"locality": nll.new_zeros(())}
-        near = batch.judged.pick(kept)
-        with torch.no_grad():
-            before = answer_logits(model, near)  # (kept, answer, vocab)
-        after = after[kept.to(after.device), : before.shape[1]]
-        valid = near.valid.to(after.device)
-        return parts | {"locality": mean_divergence(before, after, valid)}
+    return changes
 
 
-def mean_divergence(
+def _of_like_length(rows: AnswerRows) -> list[Int[Tensor, " part"]]:
+    """The shorter rows and the longer ones, parted so that least is padding."""
+    length, order = rows.mask.sum(1).sort(stable=True)
+    n, shorter = len(order), torch.arange(1, len(order) + 1)
+    cells = shorter * length + (n - shorter) * length[-1]  # by where they are parted
+    at = int(cells.argmin()) + 1
+    return [part for part in order.split([at, n - at]) if len(part)]
+
+
+def divergence(
     before: Float[Tensor, "n answer vocab"],
     after: Float[Tensor, "n answer vocab"],
     valid: Bool[Tensor, "n answer"],
-) -> Float[Tensor, ""]:
-    r"""How far predictions have moved, D(before ‖ after), in nats.
+) -> Float[Tensor, " n"]:
+    r"""How far each row's predictions have moved, D(before ‖ after), in nats.
 
-    Mean over the places where a row's answer is predicted, then over rows.
+    Mean over the places where the row's answer is predicted.
 
     Book: sec-mend-training
     """
+    valid = valid.to(after.device)
     old, new = before.log_softmax(-1), after.log_softmax(-1)
     kl = (old.exp() * (old - new)).sum(-1)  # (n, answer)
-    return ((kl * valid).sum(1) / valid.sum(1)).mean()
-
-
-def _neighbors(batch: EditBatch) -> Int[Tensor, " n"]:
-    """Which of the judged rows must stay as they were."""
-    rows = len(batch.judged.ids)
-    place = torch.arange(rows) % (rows // batch.groups)
-    return (place >= batch.rephrasings).nonzero()[:, 0]
+    return (kl * valid).sum(1) / valid.sum(1)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import edutools as edu
+from edutools import mendfit
 from edutools.contract import check_contract
 from edutools.editornet import Editor, LowRankStack, RunningNorm
 from edutools.editors import Editors, mlp_maps
@@ -222,6 +223,9 @@ def test_every_group_of_rows_sees_its_own_change():
         rows = slice(3 * group, 3 * group + 3)
         torch.testing.assert_close(seen[rows], x[rows] @ weight.T)
     assert not net[0]._forward_hooks
+    order = torch.tensor([5, 0, 3, 1])
+    with adding(net, {"0": (a, b)}, groups=order // 3):
+        torch.testing.assert_close(net(x[order]), seen[order])
 
 
 def test_the_loss_of_a_group_is_that_of_the_edited_model(gpt2):
@@ -243,6 +247,25 @@ def test_the_loss_of_a_group_is_that_of_the_edited_model(gpt2):
     torch.testing.assert_close(
         parts["locality"], (kl.sum(1) / valid[4:].sum(1)).mean(), rtol=1e-3, atol=1e-5
     )
+
+
+def test_two_passes_give_the_loss_of_one_and_run_less_padding(gpt2, monkeypatch):
+    model, tokenizer = gpt2
+    training = replace(QUICK, edits=4, rephrasings=2, neighbors=3)
+    batch = draw_batch(tokenizer, CASES, training, seed="x")
+    parts = mendfit._of_like_length(batch.judged)
+    shapes = [batch.judged.pick(part).ids.shape for part in parts]
+    assert len(parts) == 2
+    assert sum(n * width for n, width in shapes) < batch.judged.ids.numel()
+    found = []
+    for split in (parts, [torch.arange(len(batch.judged.ids))]):
+        monkeypatch.setattr(mendfit, "_of_like_length", lambda _, split=split: split)
+        editors = SMALL.start(model).editors
+        losses = edit_loss(model, editors, batch, learn=True)
+        (losses["edit"] + losses["locality"]).backward()
+        found.append([*losses.values(), *(p.grad for p in editors.parameters())])
+    for value, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_without_neighbors_there_is_no_locality_loss(gpt2):
