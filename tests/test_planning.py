@@ -82,8 +82,8 @@ def planned(small, method, name):
     return next(phase for phase in found.phases if phase.name == name)
 
 
-def near(estimate, truth):
-    assert truth / FACTOR <= estimate <= truth * FACTOR, (estimate, truth)
+def near(estimate, truth, above=FACTOR):
+    assert truth / FACTOR <= estimate <= truth * above, (estimate, truth)
 
 
 MEMIT = edu.MEMIT(layers=(1, 2), search=SEARCH, lam=10.0)
@@ -105,7 +105,7 @@ def test_the_value_search_takes_what_was_planned(small):
     model, tokenizer, _ = small
     phase = planned(small, MEMIT, "value search")
     taken = peak(lambda: target_states(model, tokenizer, FACTS, 2, search=SEARCH))
-    near(phase.peak, taken)
+    near(phase.peak, taken, above=2.5)  # counted are whole rows, run is their end
     assert phase.floor < phase.peak  # one fact alone takes less
 
 
