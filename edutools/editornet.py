@@ -11,10 +11,12 @@ rank.
 # ruff: noqa: N806 (the paper's symbols)
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 __all__ = ["Editor", "LowRankStack", "RunningNorm"]
+
+Mode = int | Int[Tensor, " tokens"]
 
 
 class RunningNorm(nn.Module):
@@ -104,15 +106,16 @@ class LowRankStack(nn.Module):
         self.shift = _parameters(blocks, lambda: torch.zeros(modes, size))
 
     def forward(
-        self, x: Float[Tensor, "tokens size"], mode: int
+        self, x: Float[Tensor, "tokens size"], mode: Mode
     ) -> Float[Tensor, "tokens size"]:
-        """Transform the vectors of the weight with this number."""
+        """Transform vectors of the weight with this number, or each with its own."""
         h = x
         for U, V, b, s, o in zip(
             self.U, self.V, self.bias, self.scale, self.shift, strict=True
         ):
             mixed = (h @ V.T) @ U.T + b  # (tokens, size)
-            h = h + (s[mode] * mixed + o[mode]).clamp(min=0)  # (tokens, size)
+            s, o = _of(s, mode), _of(o, mode)
+            h = h + (s * mixed + o).clamp(min=0)  # (tokens, size)
         return h
 
 
@@ -166,9 +169,9 @@ class Editor(nn.Module):
         self,
         u: Float[Tensor, "tokens d_in"],
         d: Float[Tensor, "tokens d_out"],
-        mode: int,
+        mode: Mode,
     ) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"]]:
-        """ũ and d̃ of the weight with this number."""
+        """ũ and d̃ of the weight with this number, or of each token's own."""
         pair = [u, d]
         if self.normalize:
             pair = [norm(x) for norm, x in zip(self.norms, pair, strict=True)]
@@ -181,3 +184,7 @@ class Editor(nn.Module):
 
 def _parameters(count: int, make) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(make()) for _ in range(count))
+
+
+def _of(rows: Float[Tensor, "modes size"], mode: Mode) -> Float[Tensor, "... size"]:
+    return rows[mode] if isinstance(mode, int) else rows.index_select(0, mode)

@@ -3,12 +3,12 @@
 Axes: n rows, one per text · tokens · d_in, d_out sizes of an edited map.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -141,37 +141,47 @@ class Editors(nn.Module):
 
     def observe(self, factors: Mapping[str, Factors]) -> None:
         """Let the running means and deviations take these gradients into account."""
-        for name, found in factors.items():
-            editor, _ = self._place(name)
-            found = found.to(self.alpha.device)
-            editor.observe(found.u[found.keep], found.d[found.keep])
+        for editor, names in zip(self.editors, self.groups, strict=True):
+            assert isinstance(editor, Editor)
+            found = [factors[name] for name in names if name in factors]
+            if found:
+                editor.observe(*self._tokens(found))
 
-    def transform(
-        self, name: str, factors: Factors
-    ) -> tuple[Float[Tensor, "n tokens d_in"], Float[Tensor, "n tokens d_out"]]:
-        """ũ and d̃ of one weight; zero at tokens that do not contribute."""
-        editor, mode = self._place(name)
-        factors = factors.to(self.alpha.device)
-        keep = factors.keep
-        new_u, new_d = editor(factors.u[keep], factors.d[keep], mode)  # (kept, ...)
-        u, d = torch.zeros_like(factors.u), torch.zeros_like(factors.d)
-        return u.masked_scatter(keep[..., None], new_u), d.masked_scatter(
-            keep[..., None], new_d
-        )
+    def transform(self, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+        """ũ and d̃ of each weight; zero at tokens that do not contribute.
+
+        Weights that share an editor go through it together.
+        """
+        changed: dict[str, Factors] = {}
+        for editor, names in zip(self.editors, self.groups, strict=True):
+            of = {mode: name for mode, name in enumerate(names) if name in factors}
+            if not of:
+                continue
+            found = [factors[name].to(self.alpha.device) for name in of.values()]
+            counts = torch.tensor([int(one.keep.sum()) for one in found])
+            modes = torch.tensor(list(of)).repeat_interleave(counts)  # (tokens,)
+            new = editor(*self._tokens(found), modes.to(self.alpha.device))
+            parts = (part.split(counts.tolist()) for part in new)
+            for name, one, u, d in zip(of.values(), found, *parts, strict=True):
+                changed[name] = one.holding(u, d)
+        unknown = sorted(set(factors) - set(changed))
+        if unknown:
+            raise LookupError(
+                f"No editor for {unknown[0]!r}. Known: {', '.join(self.names)}."
+            )
+        return {name: changed[name] for name in factors}
 
     @torch.no_grad()
     def change(self, name: str, factors: Factors) -> LowRank:
         """The change of one weight, summed over rows and tokens."""
-        factors = factors.to(self.alpha.device)
-        u, d = self.transform(name, factors)
-        keep = factors.keep
-        left = -self.rate(name) * d[keep].T  # (d_out, kept)
-        right = u[keep]  # (kept, d_in)
+        new = self.transform({name: factors})[name]
+        keep = factors.to(self.alpha.device).keep
+        left = -self.rate(name) * new.d[keep].T  # (d_out, kept)
+        right = new.u[keep]  # (kept, d_in)
         small = len(right) <= min(left.shape[0], right.shape[1])
         return LowRank(left, right) if small else LowRank.of(left @ right)
 
-    def _place(self, name: str) -> tuple[Editor, int]:
-        for editor, group in zip(self.editors, self.groups, strict=True):
-            if name in group:
-                return editor, group.index(name)  # type: ignore[return-value]
-        raise LookupError(f"No editor for {name!r}. Known: {', '.join(self.names)}.")
+    def _tokens(self, found: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+        """u and d of all tokens that contribute, one weight after the other."""
+        found = [one.to(self.alpha.device) for one in found]
+        return cat([x.u[x.keep] for x in found]), cat([x.d[x.keep] for x in found])

@@ -13,6 +13,7 @@ share a change · rank of that change.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,13 +45,15 @@ class Factors:
     u: Float[Tensor, "n tokens d_in"]
     d: Float[Tensor, "n tokens d_out"]
 
-    @property
+    @cached_property
     def keep(self) -> Bool[Tensor, "n tokens"]:
         """Tokens that contribute: neither vector is zero there."""
         return (self.u != 0).any(-1) & (self.d != 0).any(-1)
 
     def to(self, device: torch.device) -> "Factors":
         """The same on another device."""
+        if self.u.device == self.d.device == device:
+            return self
         return Factors(self.u.to(device), self.d.to(device))
 
     def at(self, places: Int[Tensor, " n"]) -> "Factors":
@@ -60,6 +63,16 @@ class Factors:
             ..., None
         ]  # (n, tokens, 1)
         return Factors(self.u * here, self.d * here)
+
+    def holding(
+        self, u: Float[Tensor, "kept d_in"], d: Float[Tensor, "kept d_out"]
+    ) -> "Factors":
+        """Other vectors at the tokens that contribute, and zeros elsewhere."""
+        keep = self.keep[..., None]  # (n, tokens, 1)
+        return Factors(
+            torch.zeros_like(self.u).masked_scatter(keep, u),
+            torch.zeros_like(self.d).masked_scatter(keep, d),
+        )
 
     def gradient(self) -> Float[Tensor, "d_out d_in"]:
         """The gradient itself, summed over rows and tokens."""

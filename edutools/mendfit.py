@@ -234,10 +234,12 @@ def _changes(
     if learn:
         editors.observe(factors)
     changes = {}
-    for i, (name, found) in enumerate(factors.items()):
-        u, d = editors.transform(name, found)  # (edits, tokens, size)
-        u, d = (x.unflatten(0, (batch.groups, -1)).flatten(1, 2) for x in (u, d))
-        changes[name] = (u, -editors.alpha[i] * d)
+    for name, new in editors.transform(factors).items():
+        u, d = (
+            x.unflatten(0, (batch.groups, -1)).flatten(1, 2)  # (groups, rank, size)
+            for x in (new.u, new.d)
+        )
+        changes[name] = (u, -editors.rate(name) * d)
     return changes
 
 

@@ -528,7 +528,26 @@ def test_an_unknown_weight_is_named(gpt2):
     editors = Editors.of(model, (0,), rank=1)
     factors = Factors(torch.ones(1, 1, 2), torch.ones(1, 1, 2))
     with pytest.raises(LookupError, match="No editor for 'nothing'"):
-        editors.transform("nothing", factors)
+        editors.transform({"nothing": factors})
+
+
+def test_weights_that_share_an_editor_go_through_it_together(gpt2):
+    model, tokenizer = gpt2
+    batch = draw_batch(tokenizer, CASES, QUICK, seed="x")
+    for shared in (True, False):
+        editors = Editors.of(model, (0, 1), rank=2, shared=shared)
+        with torch.no_grad():
+            for value in editors.parameters():
+                value += 0.1 * torch.randn_like(value)
+        factors = gradient_factors(model, batch.edits, editors.names)
+        editors.observe(factors)
+        together = editors.transform(factors)
+        assert list(together) == editors.names
+        for name, found in factors.items():
+            alone = editors.transform({name: found})[name]
+            torch.testing.assert_close(together[name].u, alone.u)
+            torch.testing.assert_close(together[name].d, alone.d)
+            assert not together[name].u[~found.keep].any()
 
 
 def test_training_starts_from_what_it_is_given(gpt2):

@@ -847,7 +847,8 @@ def test_mend_transforms(mend_file, table):
             if f"{told}.u" not in tensors:
                 continue
             factors = Factors(tensors[f"{told}.u"], tensors[f"{told}.delta"])
-            u, d = (x.detach() for x in editors.transform(name, factors))
+            new = editors.transform({name: factors})[name]
+            u, d = new.u.detach(), new.d.detach()
             keep = factors.keep
             change = editors.change(name, factors).dense()
             for what, part, ours in (
